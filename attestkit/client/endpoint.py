@@ -33,7 +33,7 @@ from attestkit.client.service_choice import AUTO, Dialing, choose_service
 from attestkit.client.services.service import Question, Service, Signer
 from attestkit.client.strict_answer import MAX_ANSWER
 from attestkit.client.wire.observed_peer import observe_peer
-from attestkit.client.wire.question import ask
+from attestkit.client.wire.question import request_evidence
 from attestkit.client.wire.steps import ReconnectError, Steps, drive
 from attestkit.client.wire.tls import SocketChannel
 from attestkit.errors import AttestKitError, ServiceError, UsageError
@@ -339,7 +339,7 @@ class Endpoint(EndpointClients):
         replies: list[bytes] = []
 
         def steps() -> Steps:
-            reply = yield from ask(
+            reply = yield from request_evidence(
                 dialing.origin.authority,
                 question.target,
                 headers,

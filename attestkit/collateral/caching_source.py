@@ -175,7 +175,7 @@ class CollateralSource:
             held = self._find_cached(key)
             return None if held == old else held
 
-        def ask() -> Collateral | None:
+        def fetch_newer() -> Collateral | None:
             if self._refetched.find(key):
                 return None
             self._refetched.put(key, key, _PAUSE)
@@ -187,7 +187,7 @@ class CollateralSource:
                 return None
             before(doubted.collateral.pck_certificate_chain)
             try:
-                shared, _ = self._fetch_once(key, newer, ask)
+                shared, _ = self._fetch_once(key, newer, fetch_newer)
             except AttestKitError:  # the first verification's error is more useful
                 return None
         if shared is None or shared == old:
@@ -255,7 +255,7 @@ class CollateralSource:
         self,
         key: Key,
         held: Callable[[], Collateral | None],
-        ask: Callable[[], Collateral | None],
+        fetch: Callable[[], Collateral | None],
     ) -> tuple[Collateral | None, bool]:
         """Return the cached or fetched collateral, and whether it was cached.
 
@@ -265,7 +265,7 @@ class CollateralSource:
         Args:
             key: Key of the collateral.
             held: Returns the cached collateral; None if there is none to use.
-            ask: Fetches the collateral, if `held` returns None; it returns None, which is then
+            fetch: Fetches the collateral, if `held` returns None; it returns None, which is then
                 returned, if no fetch is due.
         """
         mine = Future[Collateral | None]()
@@ -285,7 +285,7 @@ class CollateralSource:
                 with self._fetch_lock(key):
                     value = held()  # another process may have stored it
                     cached = value is not None
-                    value = ask() if value is None else value
+                    value = fetch() if value is None else value
             mine.set_result(value)
         except AttestKitError as error:
             mine.set_exception(error)

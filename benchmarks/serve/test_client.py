@@ -30,7 +30,7 @@ from attestkit.client.origin import Origin
 from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.strict_answer import MAX_ANSWER
 from attestkit.client.wire.http_libraries import LibraryName
-from attestkit.client.wire.question import ask
+from attestkit.client.wire.question import request_evidence
 from attestkit.client.wire.steps import Steps, drive
 from attestkit.client.wire.tls import SocketChannel, open_tls, tls_context
 from attestkit.errors import FormatError
@@ -89,7 +89,7 @@ def test_first_connection(server: Server, ledger: Ledger, *, quick: bool) -> Non
 
     def question() -> Steps:
         target = f"{PATH}?nonce={bytes(32).hex()}"
-        yield from ask(origin.authority, target, limit=MAX_ANSWER, seconds=10)
+        yield from request_evidence(origin.authority, target, limit=MAX_ANSWER, seconds=10)
         return True
 
     def plain() -> None:
@@ -194,7 +194,7 @@ def test_memory_of_the_largest_document(ledger: Ledger, *, quick: bool) -> None:
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (size, document)
 
     def steps() -> Steps:
-        reply = yield from ask("a.example", PATH, limit=MAX_ANSWER, seconds=60)
+        reply = yield from request_evidence("a.example", PATH, limit=MAX_ANSWER, seconds=60)
         with pytest.raises(FormatError):
             OwnDocument().read((reply.body,), bytes(32), None, None)
         return True

@@ -22,7 +22,7 @@ from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import NONCE_SIZE, Question
 from attestkit.client.strict_answer import MAX_ANSWER
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.client.wire.question import ask
+from attestkit.client.wire.question import request_evidence
 from attestkit.client.wire.steps import ReconnectError, Run, Step, Steps, Wait
 from attestkit.errors import AttestKitError, ConfigError, ServiceError, UsageError
 from attestkit.ra_tls.connection import PeerRefusedError
@@ -298,12 +298,12 @@ class ServerVerifier:
             seen = None
             answers = yield Run(lambda: tuple(map(self._fetch, questions)))
         else:
-            answers, reusable = yield from self._ask(questions)
+            answers, reusable = yield from self._request_answers(questions)
         now, started = self._now(), self._monotonic()
         proof = yield Run(partial(appraiser.appraise, answers, nonce, seen, now))
         return proof, started, reusable
 
-    def _ask(
+    def _request_answers(
         self, questions: tuple[Question, ...]
     ) -> Generator[Step, Any, tuple[tuple[bytes, ...], bool]]:
         """Send `questions` on the connection, one after the other.
@@ -318,7 +318,7 @@ class ServerVerifier:
             if not reusable:
                 message = f"{origin.authority}: closed the connection before it sent all evidence"
                 raise ServiceError(message, reason="connection")
-            reply = yield from ask(
+            reply = yield from request_evidence(
                 origin.authority,
                 question.target,
                 (*question.headers, *self._appraiser.evidence_headers),

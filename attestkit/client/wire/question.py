@@ -32,7 +32,7 @@ class EvidenceReply(NamedTuple):
     reusable: bool  # whether the connection takes another request
 
 
-def ask(
+def request_evidence(
     host: str,
     target: str,
     headers: tuple[tuple[str, str], ...] = (),

@@ -76,11 +76,11 @@ class AuthWebhook(KmsAuthorization):
         """
         url = f"{self._url}/bootAuth/{role}"
         body = boot_info.to_json().encode()
-        return _ask(url, partial(self._client.post, url, body, _HEADERS), read_decision)
+        return _request(url, partial(self._client.post, url, body, _HEADERS), read_decision)
 
     def describe(self) -> AuthorityInfo:
         """Request from the server what GetMeta reports of it; raises as `decide`."""
-        return _ask(self._url, partial(self._client, self._url), read_authority)
+        return _request(self._url, partial(self._client, self._url), read_authority)
 
 
 def read_decision(fields: dict[str, Any]) -> Decision:
@@ -112,7 +112,7 @@ def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
     )
 
 
-def _ask(url: str, request: Callable[[], Response], read: Callable[[dict[str, Any]], _T]) -> _T:
+def _request(url: str, request: Callable[[], Response], read: Callable[[dict[str, Any]], _T]) -> _T:
     """Send a request, and return the result of `read` for the JSON object in the answer.
 
     Raises:

@@ -238,12 +238,12 @@ class ReleaseEngine(RequestQueue):
         with self._own_lock:
             at, failure = self._own_answer
             if not 0 <= self._parts.now() - at < _OWN_ANSWER_SECONDS:
-                failure = self._ask_about_self()
+                failure = self._find_own_refusal()
                 self._own_answer = (self._parts.now(), failure)
         if failure is not None:
             raise refusal(failure, _SELF, is_own=True) from failure
 
-    def _ask_about_self(self) -> AttestKitError | None:
+    def _find_own_refusal(self) -> AttestKitError | None:
         assert self._parts.attester is not None
         try:
             decision = authorize_guest(

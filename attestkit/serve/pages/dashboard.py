@@ -209,7 +209,7 @@ class Dashboard:
         async with self._asking:
             known = self._found
             if known is None or not 0 <= guest.now() - known[0] < _KEPT_SECONDS:
-                found = await _ask_engine(guest)
+                found = await _list_containers(guest)
                 known = self._found = guest.now(), found
             return known[1]
 
@@ -251,7 +251,7 @@ def _figures(guest: Guest) -> Figures | None:
         raise backend_error("Failed to get worker info", error) from error
 
 
-async def _ask_engine(guest: Guest) -> _ContainerTable:
+async def _list_containers(guest: Guest) -> _ContainerTable:
     """Return the containers, or a table with the problem."""
     try:
         found = await asyncio.wait_for(guest.containers.list_containers(), _ENGINE_SECONDS)

@@ -6,7 +6,7 @@ from typing import Final
 
 from attestkit.client.proofs.first_use import read_pins
 from attestkit.client.proofs.proof import ProofBundle
-from attestkit.client.wire.question import EvidenceReply, ask
+from attestkit.client.wire.question import EvidenceReply, request_evidence
 from attestkit.client.wire.steps import Receive
 from attestkit.errors import CollateralError, FormatError, ServiceError
 from fuzz.parsers.contract import ParserTarget, check, check_same, obeys
@@ -42,7 +42,7 @@ _ANSWERS: Final = (
 def _answer(data: bytes) -> EvidenceReply:
     """Read an answer in pieces of the size that the first byte says; then the stream ends."""
     size = (data[:1] or b"\1")[0] + 1
-    steps = ask("a.example", "/", limit=_LIMIT, seconds=10, clock=lambda: 0.0)
+    steps = request_evidence("a.example", "/", limit=_LIMIT, seconds=10, clock=lambda: 0.0)
     next(steps)
     step, at = steps.send(None), 1
     while True:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 
 from attestkit.client.origin import Origin, origin_of_question
-from attestkit.client.wire.question import MAX_HEAD, EvidenceReply, ask
+from attestkit.client.wire.question import MAX_HEAD, EvidenceReply, request_evidence
 from attestkit.client.wire.steps import Receive, Send
 from attestkit.client.wire.tls import open_tls, tls_context
 from attestkit.errors import FormatError, ServiceError, UsageError
@@ -40,7 +40,9 @@ class Server:
 
     def ask(self) -> EvidenceReply:
         """Ask it a question."""
-        steps = ask("a.example", "/x", limit=LIMIT, seconds=SECONDS, clock=lambda: self.clock)
+        steps = request_evidence(
+            "a.example", "/x", limit=LIMIT, seconds=SECONDS, clock=lambda: self.clock
+        )
         assert isinstance(next(steps), Send)
         step = steps.send(None)
         try:

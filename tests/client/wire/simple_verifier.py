@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from typing import Any
 
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.client.wire.question import EvidenceReply, ask
+from attestkit.client.wire.question import EvidenceReply, request_evidence
 from attestkit.client.wire.steps import Run, Step, Steps, Wait
 from attestkit.errors import AttestKitError, ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
@@ -91,7 +91,9 @@ class SimpleServerVerifier:
     def _ask(self, peer: ObservedPeer) -> Generator[Step, Any, EvidenceReply]:
         nonce = secrets.token_hex(32)
         limit, seconds = 1 << 16, self.seconds
-        reply = yield from ask(peer.host, f"{PATH}?nonce={nonce}", limit=limit, seconds=seconds)
+        reply = yield from request_evidence(
+            peer.host, f"{PATH}?nonce={nonce}", limit=limit, seconds=seconds
+        )
         yield Run(lambda: self._judge(peer.spki_sha256, reply.body, nonce))
         return reply
 

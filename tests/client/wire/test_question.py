@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attestkit.client.wire.question import EvidenceReply, ask
+from attestkit.client.wire.question import EvidenceReply, request_evidence
 from attestkit.client.wire.steps import Receive, Send
 from attestkit.errors import AttestKitError, FormatError, ServiceError, UsageError
 from tests.raising import raises
@@ -29,7 +29,9 @@ class Asked(NamedTuple):
 def answer(*pieces: bytes, clock: Iterator[float] | None = None, host: str = "a.example") -> Asked:
     """Ask, and give the pieces as they are received; then the stream ends."""
     ticks = clock or iter(lambda: 0.0, None)
-    steps = ask(host, "/x?nonce=00", limit=LIMIT, seconds=SECONDS, clock=lambda: next(ticks))
+    steps = request_evidence(
+        host, "/x?nonce=00", limit=LIMIT, seconds=SECONDS, clock=lambda: next(ticks)
+    )
     step = next(steps)
     assert isinstance(step, Send)
     sent, left = step.data, list(pieces)
@@ -170,11 +172,11 @@ def test_text_of_the_server_is_not_shown() -> None:
 def test_target_is_checked(target: str) -> None:
     """Nothing is sent that would be another request."""
     with raises(UsageError, "encoding"):
-        next(ask("a.example", target, limit=LIMIT, seconds=SECONDS))
+        next(request_evidence("a.example", target, limit=LIMIT, seconds=SECONDS))
 
 
 def test_headers_are_checked() -> None:
     """A header has one line."""
     headers = (("X-One", "1\r\nX-Two: 2"),)
     with raises(UsageError, "encoding"):
-        next(ask("a.example", "/", headers, limit=LIMIT, seconds=SECONDS))
+        next(request_evidence("a.example", "/", headers, limit=LIMIT, seconds=SECONDS))
