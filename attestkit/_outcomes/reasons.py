@@ -254,7 +254,7 @@ ServiceReason = Literal[
     "connection",  # no connection, or no complete answer
     "ends_at_gateway",  # the channel ends at a gateway, and the model's machine is required
     "identity",  # the app or image differs from that of the first use
-    "no_app",  # nothing tells which program runs
+    "no_app",  # nothing identifies the running program
     "no_attestation",  # the server has no evidence where the service should have it
     "no_channel",  # nothing binds the connection, or the request, to the evidence
     "no_freshness",  # the evidence may be old

@@ -153,7 +153,7 @@ MAX_VALUES: Final = 1 << 20
 
 _NOT_VERIFIED: Final = "the GPUs: their evidence was not verified; pass Require(gpu=True)"
 _KEY_SENT: Final = "that only a proven server has the headers of the question for evidence"
-_ANY_PROGRAM: Final = "which program runs: any is accepted (hardware-only)"
+_ANY_PROGRAM: Final = "the running program: any is accepted (hardware-only)"
 _FIRST: Final = "that the program is the intended one: it was accepted at its first use"
 
 

@@ -36,7 +36,7 @@ _ID: Final = re.compile("[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NONCE: Final = re.compile("[A-Za-z0-9_-]{1,128}")
 _MAX_LIFE: Final = 3600  # seconds
 _NOT_PROVEN: Final = (
-    "which program runs: there is no event log, and the values to compare are the operator's",
+    "the running program: there is no event log, and the operator states the reference values",
     "the model: only the operator states it",
     "the order and the end of a streamed answer",
 )

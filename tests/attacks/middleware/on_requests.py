@@ -138,7 +138,7 @@ def web_page_reads_the_document() -> None:
 
 @attacks.attempt("confuse")
 def headers_of_a_proxy_change_the_statement() -> None:
-    """Host and headers of proxies are the client's word, and no part of what is attested."""
+    """Host and headers of proxies are the client's claims, and not attested."""
     found = get(
         headers={
             "host": "evil.example",

@@ -222,7 +222,7 @@ def test_hardware_only_is_a_warning(attested_server: Make, tmp_path: Path, capsy
     server = attested_server(app_compose=OTHER_APP)
     words = [*trust(server, tmp_path), "--policy=hardware-only"]
     out, err = run(capsys, server.url, *words)
-    assert "which program runs: any is accepted (hardware-only)" in out
+    assert "the running program: any is accepted (hardware-only)" in out
     assert "warning: any program on sound hardware was accepted (hardware-only)" in err
 
 

@@ -86,8 +86,8 @@ def test_several_machines_are_named() -> None:
 @pytest.mark.parametrize(
     ("code", "part"), [("operator", "the operator names"), ("nobody", "not identified")]
 )
-def test_who_vouches(code: str, part: str) -> None:
-    """It stands beside the code."""
+def test_text_of_a_proof_states_what_determines_the_program(code: str, part: str) -> None:
+    """It is in the line `code`."""
     assert part in line(str(replace(proof(), code=untyped(code))), "code")
 
 

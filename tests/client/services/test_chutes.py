@@ -103,7 +103,7 @@ def test_limits_of_the_proof_are_stated() -> None:
     """The program, the model and the API key's way are not proven."""
     answers = evidence(entry(INSTANCES[0])), instances(INSTANCES[0])
     text = "; ".join(read(*answers, ChutesService("key")).not_proven)
-    for part in ("which program", "the model", "the order and the end", "API key"):
+    for part in ("the running program", "the model", "the order and the end", "API key"):
         assert part in text
     assert "API key" not in "; ".join(read(*answers).not_proven)
 

@@ -199,7 +199,7 @@ class AciService:
     ) -> tuple[str, ...]:
         found = []
         if is_of == "gateway":
-            found.append("which machine behind the gateway serves a model; receipts name it")
+            found.append("the machine behind the gateway that serves a model; receipts name it")
         if not self._kms_roots:
             found.append("that a trusted KMS has the service's keys (kms_roots)")
         if isinstance(evidence, bytes):

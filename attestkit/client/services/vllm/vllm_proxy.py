@@ -48,7 +48,7 @@ MAX_MODEL: Final = 256
 _MAX_REPLICAS: Final = MAX_MACHINES - 2  # beside the first report and a compose manager
 _WHAT: Final = "attestation report"
 _GPUS: Final = "that the GPUs are part of the machine: their evidence has only the same nonce"
-_WEIGHTS: Final = "which weights the model has"
+_WEIGHTS: Final = "the model's weights"
 
 
 class ReportService:

@@ -250,7 +250,7 @@ class ComposeManager(NamedTuple):
     def limit(self) -> str:
         """Return what the evidence does not show, in words for `Claims.not_proven`."""
         return (
-            f"which programs the compose manager has started: its {self.actions} actions are in "
+            f"the programs that the compose manager has started: its {self.actions} actions are in "
             "the evidence, and no policy compares them"
         )
 

@@ -146,6 +146,6 @@ def test_each_input_changes_the_tables() -> None:
     ],
 )
 def test_dstack_command_rejects_value(changes: dict[str, object], reason: str) -> None:
-    """A configuration is the host's word: only numbers in range, and known devices, are used."""
+    """The host states the configuration: only numbers in range, and known devices, are used."""
     with raises(UsageError, reason):
         dstack_command(shape_of(**changes))
