@@ -34,6 +34,19 @@ SET_ANEW: Final = 60.0
 SLOW: Final = re.compile(r"mark\.slow|slow\(|thorough\(")
 """What the text of each file with slow tests contains."""
 
+ALLOCATIONS: Final = 20_000
+"""New objects, less the freed ones, after which garbage is collected.
+
+With Python's 700, a test that makes many objects that last, such as a syntax tree, takes twice as
+long.
+"""
+
+EXAMPLES: Final = 50
+"""The most examples of a property in the default run, unless it chooses a number.
+
+Other runs, of which `make devmode` has all tests, take Hypothesis's 100.
+"""
+
 WHOLLY_SLOW: Final = re.compile(
     r"^pytestmark = (?:pytest\.mark\.slow\b|\[[^]]*pytest\.mark\.slow\b)", re.MULTILINE
 )
@@ -56,7 +69,10 @@ def pytest_configure(config: pytest.Config) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.getoption("--hypothesis-profile", default=None):
         slow = {*settings().suppress_health_check, HealthCheck.too_slow}
-        untimed = settings(deadline=None, suppress_health_check=tuple(slow))
+        most = settings().max_examples
+        if config.getoption("markexpr") == "not slow":
+            most = min(most, EXAMPLES)
+        untimed = settings(max_examples=most, deadline=None, suppress_health_check=tuple(slow))
         settings.register_profile("untimed", untimed)
         settings.load_profile("untimed")
 
@@ -87,6 +103,7 @@ def pytest_collection(session: pytest.Session) -> Iterator[None]:
         yield
     finally:
         gc.freeze()
+        gc.set_threshold(ALLOCATIONS)
         gc.enable()
 
 

@@ -24,10 +24,14 @@ T = TypeVar("T")
 
 
 def thorough(*drawn: SearchStrategy[Any], few: int, many: int) -> Callable[[Property], Property]:
-    """Return a decorator like `given` and `settings` that makes two tests, the second one slow."""
+    """Return a decorator like `given` and `settings` that makes two tests, the second one slow.
+
+    There is no second one if `MOST` leaves it no more examples than the first one has.
+    """
+    sizes = [few] if few >= MOST else [few, pytest.param(many, marks=pytest.mark.slow)]
 
     def decorate(holds: Property) -> Property:
-        @pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
+        @pytest.mark.parametrize("examples", sizes)
         def both(examples: int) -> None:
             check = given(*drawn)(holds)
             settings(max_examples=examples, database=None, deadline=None)(check)()

@@ -9,7 +9,19 @@ import pytest
 from tests.runner.messages import send_fewer
 from tests.untyped import untyped
 
-QUIET: Mapping[str, object] = {"verbose": 0, "durations": None, "xmlpath": None}
+QUIET: Mapping[str, object] = {
+    "verbose": 0,
+    "durations": None,
+    "durations_min": None,
+    "xmlpath": None,
+}
+REPORT: dict[str, object] = {
+    "when": "call",
+    "outcome": "passed",
+    "sections": [],
+    "duration": 0.1,
+    "keywords": {"slow": 1},
+}
 
 
 class Interactor:
@@ -23,15 +35,22 @@ class Interactor:
         self.sent.append((name, content))
 
 
-def sent(name: str, options: Mapping[str, object] = QUIET, **data: object) -> bool:
-    """Return whether a process sends a message."""
+def send(name: str, options: Mapping[str, object], data: Mapping[str, object]) -> list[Any]:
+    """Return the data of the messages that a process sends for one."""
     interactor = Interactor()
     manager = SimpleNamespace(get_plugins=lambda: [object(), interactor])
     send_fewer(untyped(SimpleNamespace(option=SimpleNamespace(**options), pluginmanager=manager)))
-    report = {"when": "call", "outcome": "passed", "sections": []} | data
-    interactor.sendevent(name, data=report)
-    assert interactor.sent in ([], [(name, {"data": report})])
-    return bool(interactor.sent)
+    interactor.sendevent(name, data=data)
+    assert all(kind == name for kind, _ in interactor.sent)
+    return [content["data"] for _, content in interactor.sent]
+
+
+def sent(name: str, options: Mapping[str, object] = QUIET, **data: object) -> bool:
+    """Return whether a process sends a message, all of it but the keywords."""
+    report = REPORT | data
+    found = send(name, options, report)
+    assert found in ([], [report], [report | {"keywords": {}}])
+    return bool(found)
 
 
 def test_reports_that_change_the_result_are_sent() -> None:
@@ -53,8 +72,27 @@ def test_messages_without_effect_are_left_out() -> None:
     assert not sent("testreport", when="teardown")
 
 
-@pytest.mark.parametrize("option", [{"verbose": 1}, {"durations": 0}, {"xmlpath": "report.xml"}])
+def test_keywords_of_other_tests_are_sent() -> None:
+    """The report of a skipped test shows whether its file or the test itself is skipped."""
+    for outcome, keywords in (("passed", {}), ("skipped", {"slow": 1}), ("failed", {"slow": 1})):
+        [report] = send("testreport", QUIET, REPORT | {"outcome": outcome})
+        assert report["keywords"] == keywords
+
+
+def test_durations_that_are_shown_are_sent() -> None:
+    """Durations are those of set-up and tear-down, too, of 5 ms or more."""
+    options = {**QUIET, "durations": 30}
+    assert not sent("logstart", options)
+    for when in ("setup", "teardown"):
+        assert sent("testreport", options, when=when, duration=0.005)
+        assert not sent("testreport", options, when=when, duration=0.0049)
+    assert sent("testreport", options, duration=0.0049)
+
+
+@pytest.mark.parametrize(
+    "option", [{"verbose": 1}, {"durations": 0, "durations_min": 0.0}, {"xmlpath": "report.xml"}]
+)
 def test_runs_that_report_more_get_all_messages(option: dict[str, object]) -> None:
-    """Durations are those of set-up and tear-down, too."""
+    """Each test's start, and each duration."""
     assert sent("logstart", {**QUIET, **option})
-    assert sent("testreport", {**QUIET, **option}, when="setup")
+    assert sent("testreport", {**QUIET, **option}, when="setup", duration=0.0)

@@ -173,7 +173,7 @@ MUTATED = st.tuples(
 )
 
 
-@thorough(MUTATED, few=400, many=10_000)
+@thorough(MUTATED, few=250, many=10_000)
 def test_changed_td_is_decoded_equally(changed: tuple[Codec, bytes]) -> None:
     """Evidence with a few bytes replaced, inserted or removed has the outcome of Python."""
     codec, data = changed

@@ -200,7 +200,7 @@ def nearly_valid_quotes(draw: st.DrawFn) -> bytes:
 
 
 @compiled
-@thorough(nearly_valid_quotes(), few=1250, many=30_000)
+@thorough(nearly_valid_quotes(), few=400, many=30_000)
 def test_cores_agree_on_nearly_valid_quotes(data: bytes) -> None:
     """Both cores have the same result for a quote that violates some rule."""
     read_with_both(data)

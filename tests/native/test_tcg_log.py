@@ -106,7 +106,7 @@ def test_tcg_log_truncated_inside_record_fails(log: dict[str, Any]) -> None:
 @two_cores
 @thorough(
     st.one_of(st.binary(max_size=300), st.binary(max_size=300).map(TPM_HEADER.__add__)),
-    few=600,
+    few=250,
     many=6000,
 )
 def test_cores_agree_on_arbitrary_tcg_bytes(log: bytes) -> None:
