@@ -25,7 +25,7 @@ from attestkit.keys.hkdf import derive_v1_bytes
 from tests.runner.cases import every_case
 from tests.secrets.marks import forms, mark, search
 from tests.serve.client import Connection, call
-from tests.serve.server import PATIENCE, environment, run_to_end, running_server
+from tests.serve.server import PATIENCE, environment, refusal, running_server
 
 KEYS = {name: mark(name) for name in ("k256_key", "env_crypt_key", "disk_crypt_key", "ca_key")}
 SEED = mark("seed")
@@ -235,29 +235,27 @@ def test_invalid_key_file_error_contains_no_secret(tmp_path: Path, name: str) ->
     assert not find_secrets(iter([Output("stderr", done.stderr), Output("stdout", done.stdout)]))[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", INVALID)
 def test_server_with_invalid_key_file_logs_no_secret(tmp_path: Path, name: str) -> None:
     """The server exits with one line that contains no value."""
     (tmp_path / "keys.json").write_text(INVALID[name], errors="surrogateescape")
     given = ("--backend", "simulator", "--dir", str(tmp_path), "--http", "none")
-    done = run_to_end(*given, "--app-keys", "keys.json", "--log-level", "debug", folder=tmp_path)
-    assert done.returncode == 1, done.stderr
-    assert "keys.json" in done.stderr
-    assert not find_secrets(iter([Output("stderr", done.stderr.encode())]))[0]
+    options = (*given, "--app-keys", "keys.json", "--log-level", "debug")
+    line = refusal(*options, folder=tmp_path, code=1)
+    assert "keys.json" in line
+    assert not find_secrets(iter([Output("output", line.encode())]))[0]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [SEED.hex()[:-1], SEED.hex() + "00", SEED.hex()[:-2] + "zz"])
 @pytest.mark.parametrize("source", ["option", "file"])
 def test_server_with_invalid_seed_logs_no_seed(tmp_path: Path, seed: str, source: str) -> None:
     """An invalid seed is not in the error."""
     (tmp_path / "seed").write_text(seed)
     option = ("--seed", seed) if source == "option" else ("--seed-file", "seed")
-    done = run_to_end("--backend", "simulator", *option, "--http", "none", folder=tmp_path)
-    assert done.returncode == 1
-    assert "seed" in done.stderr
-    assert not find_secrets(iter([Output("stderr", done.stderr.encode())]))[0]
+    options = ("--backend", "simulator", *option, "--http", "none")
+    line = refusal(*options, folder=tmp_path, code=1)
+    assert "seed" in line
+    assert not find_secrets(iter([Output("output", line.encode())]))[0]
 
 
 def make_commands(folder: Path) -> list[tuple[str, ...]]:

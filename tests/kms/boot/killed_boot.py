@@ -5,6 +5,8 @@ folder in the arguments, a forked process boots in it and kills itself at the st
 of the folder. Then, another process boots in it without being killed. A line of JSON reports both.
 """
 
+import contextlib
+import importlib
 import json
 import os
 import select
@@ -84,10 +86,19 @@ def _report(work: Callable[[], object], writing: int) -> NoReturn:
         os._exit(0)
 
 
+def import_as(job: Job, folder: Path) -> None:
+    """Import what a boot imports, which takes each forked process as long as the boot itself."""
+    _, names = run(lambda: (job.boot(folder), [*sys.modules])[1])
+    for name in json.loads(names):
+        with contextlib.suppress(ModuleNotFoundError):  # part of another one's library
+            importlib.import_module(name)
+
+
 def main() -> None:
     """Run each step, in a folder of its own."""
     url, root, seed, parent, *steps = sys.argv[1:]
     job = Job(url, root, seed)
+    import_as(job, Path(parent) / "imports")
     for step in map(int, steps):
         folder = Path(parent) / str(step)
 

@@ -43,15 +43,6 @@ def assert_boots_again(kms: SimulatedKms, folder: Path, steps: Sequence[int]) ->
 
 
 @pytest.mark.slow
-def test_boot_killed_at_some_steps_can_be_repeated(tmp_path: Path) -> None:
-    """Every 47th step: the next boot completes the log, and has the keys of a boot at once."""
-    with kms_of(SEED) as kms:
-        found = assert_boots_again(kms, tmp_path, range(1, _MOST_STEPS, 47))
-    assert sum(bool(is_killed) for _, is_killed, *_ in found) >= 3
-    assert found[-1][1] is False
-
-
-@pytest.mark.slow
 def test_boot_killed_at_each_step_can_be_repeated(tmp_path: Path) -> None:
     """Each step, before and after the key file was written; in continuous integration every third.
 
