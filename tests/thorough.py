@@ -51,6 +51,11 @@ def limited(items: Sequence[T]) -> Sequence[T]:
     return items[:: -(-len(items) // MOST) | 1]
 
 
+def unless_limited(many: int, few: int) -> int:
+    """Return `many`, or `few` where continuous integration limits the examples."""
+    return few if "ATTESTKIT_MOST_EXAMPLES" in os.environ else many
+
+
 def slow(*rows: tuple[Any, ...]) -> list[Any]:
     """Mark rows of parameters as slow; put them behind representative rows that are not."""
     return [pytest.param(*row, marks=pytest.mark.slow) for row in rows]

@@ -196,7 +196,8 @@ class Trial:
         """
         allowed = {**(may or {}), **errors}
         seen = self.ledger.outcome(self._begin, self._end)
-        before_and_after = [s for s in self.ledger.seen if s not in set(seen)]
+        during = set(seen)
+        before_and_after = [one for one in self.ledger.seen if one not in during]
         for one in (*seen, *before_and_after):
             if one.status != 200:
                 expected = allowed.get(one.method, allowed.get("*", ""))

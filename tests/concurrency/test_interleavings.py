@@ -1,8 +1,7 @@
 """Tests of shared state under explored schedules: it is correct, and incorrect without its lock.
 
-The default run tries some schedules of each subject. `-m slow` tries far more of them, fewer in
-continuous integration, and `make interleave` by `ATTESTKIT_SCHEDULES=n` n of each with up to three
-preemptions.
+`-m slow` tries a thousand schedules of each subject, fewer in continuous integration, and
+`make interleave` by `ATTESTKIT_SCHEDULES=n` n of each with up to three preemptions.
 """
 
 import os
@@ -16,7 +15,6 @@ from tests.concurrency.subjects import SUBJECTS
 from tests.concurrency.world import World
 from tests.thorough import MOST
 
-FEW: Final = 50
 MANY: Final = int(os.environ.get("ATTESTKIT_SCHEDULES", min(1000, MOST)))
 
 
@@ -38,14 +36,6 @@ class RemoveGuards:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SUBJECTS)
-def test_subject_is_correct_in_explored_schedules(name: str) -> None:
-    """A subject is correct in the first schedules."""
-    scenario, modules, _, fine = SUBJECTS[name]
-    assert explore(scenario, World(*modules), fine=fine, most=FEW).schedules == FEW
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SUBJECTS)
 def test_subject_without_guard_fails(name: str) -> None:
     """Without its guards a subject fails in some schedule."""
     scenario, modules, guards, fine = SUBJECTS[name]
@@ -53,7 +43,7 @@ def test_subject_without_guard_fails(name: str) -> None:
         pytest.skip("since Python 3.13, threads miss most events of opcodes")
     edit = RemoveGuards(*guards)
     with pytest.raises(RaceError):
-        explore(scenario, World(*modules, edit=edit), fine=fine, most=30 * FEW)
+        explore(scenario, World(*modules, edit=edit), fine=fine, most=1500)
     assert not edit.remaining, "a guard is not where it was: see what has become of it"
 
 

@@ -20,6 +20,7 @@ from attestkit.serve.background_server import BackgroundServer
 from attestkit.serve.endpoints import ListenAddresses
 from attestkit.serve.event_loop_thread import EventLoopThread
 from tests.concurrency.td_model import TdModel, model, run
+from tests.thorough import unless_limited
 
 SEED: Final = bytes(range(32))
 
@@ -110,7 +111,7 @@ def test_server_with_concurrent_clients_is_linearizable_in_long_runs(
     thread: EventLoopThread, *, folder: bool
 ) -> None:
     """More and longer sequences are linearizable, also with the log in a file."""
-    run(model(ThreadedServerModel, thread=thread, folder=folder), 75, 60)
+    run(model(ThreadedServerModel, thread=thread, folder=folder), unless_limited(75, 35), 60)
 
 
 def test_model_detects_missing_event(thread: EventLoopThread) -> None:

@@ -30,6 +30,7 @@ from tests.concurrency.td_model import CLIENTS, TdModel, model, run
 from tests.rigs.emulator import ROOT, Emulator, emulator, environment, requires_fuse
 from tests.rigs.guest.system import AppFiles
 from tests.serve.server import Server, refusal, running_server
+from tests.thorough import unless_limited
 
 pytestmark = pytest.mark.slow
 
@@ -110,7 +111,7 @@ def test_killed_server_loses_no_acknowledged_event() -> None:
 
     `make kills` kills more servers, at random moments.
     """
-    run(KilledServerModel, 4, 20, shrink=False)
+    run(KilledServerModel, unless_limited(4, 2), 20, shrink=False)
 
 
 # A program that emits the events of a line, and prints their outcomes.
@@ -259,7 +260,8 @@ def test_programs_on_emulated_kernel_are_linearizable(
         _emitter(machine, backend) as two,
     ):
         values = {"machine": machine, "emitters": (one, two), "backend": backend}
-        run(model(SharedMachineModel, thread=thread, app=app, **values), 12, 25, shrink=False)
+        shared = model(SharedMachineModel, thread=thread, app=app, **values)
+        run(shared, unless_limited(12, 6), 25, shrink=False)
     assert machine.entries() == []
 
 

@@ -113,14 +113,18 @@ def summary_of(outcome: Outcome) -> str:
 
 
 @contextmanager
-def cluster(workers: int = WORKERS) -> Iterator[Any]:
-    """Start a dask cluster of local processes; yield its client."""
+def cluster(workers: int = WORKERS, retries: int = 3) -> Iterator[Any]:
+    """Start a dask cluster of local processes that repeats a fatal task; yield its client."""
     import dask
     from distributed import Client, LocalCluster
 
     start: Any = LocalCluster  # both lack types
     connect: Any = Client
-    settings = {"distributed.worker.daemon": False, "distributed.admin.tick.limit": "1h"}
+    settings = {
+        "distributed.worker.daemon": False,
+        "distributed.admin.tick.limit": "1h",
+        "distributed.scheduler.allowed-failures": retries,
+    }
     with (
         dask.config.set(settings),
         start(

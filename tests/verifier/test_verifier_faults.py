@@ -21,6 +21,7 @@ from attestkit.verifier import (
     examination,
 )
 from tests.raising import raises
+from tests.thorough import limited
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NONCE, NOW
 
@@ -213,7 +214,7 @@ def verify_breaking(verifier: Verifier, route: str, call: int) -> Outcome:
 def test_verify_fault_in_any_call_never_passes(route: str, *, fresh: bool) -> None:
     """A fault in any single call is a rejection, except in the outermost calls.
 
-    A fresh verifier has empty caches.
+    A fresh verifier has empty caches; continuous integration breaks some of its calls.
     """
     verifier = intel.verifier()
     verifier.verify(RAW, report_data=NONCE)  # import lazily loaded modules
@@ -225,7 +226,11 @@ def test_verify_fault_in_any_call_never_passes(route: str, *, fresh: bool) -> No
     good = verify_breaking(create_verifier(), route, 0)
     assert good.passed
     assert good.calls > 100
-    failing = [verify_breaking(create_verifier(), route, call) for call in range(1, good.calls + 1)]
+    calls = range(1, good.calls + 1)
+    failing = [
+        verify_breaking(create_verifier(), route, call)
+        for call in (limited(calls) if fresh else calls)
+    ]
     assert [each.failing for each in failing if each.passed] == []
     not_rejected = [each.failing for each in failing if not each.refused]
     assert set(not_rejected) <= OUTERMOST[route]

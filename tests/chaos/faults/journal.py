@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -174,14 +174,15 @@ def _simulated() -> Iterator[tuple[Server, Path]]:
 
 def _while_it_runs(
     running: Callable[[], contextlib.AbstractContextManager[tuple[Server, Path]]],
+    ways: Sequence[Corruption],
 ) -> dict[str, Any]:
-    """Try all ways, also in the short form, which needs no server start for each."""
+    """Try these ways, which need no server start for each."""
     begin = time.monotonic()
     with running() as (server, folder):
         damage = _Damage(folder)
         for number in range(5):
             damage.emit(server, f"before-{number}")
-        for number, way in enumerate(corruptions()):
+        for number, way in enumerate(ways):
             files = _Files(folder)
             way.apply(folder)
             keep = damage.use(server, way, number)
@@ -199,16 +200,17 @@ def _while_it_runs(
     missing_for_fuse,
 )
 def corrupted_on_hardware(form: Form) -> dict[str, Any]:
-    """Other programs may use this journal, so that every request reads it."""
-    del form
-    return _while_it_runs(_on_hardware)
+    """Other programs may use this journal, so that every request reads it.
+
+    The short forms of this scenario and the next one share the ways.
+    """
+    return _while_it_runs(_on_hardware, corruptions()[:: 1 if form.full else 2])
 
 
 @scenario("journal corrupted", "over 200 ways, each while a simulator runs that owns the journal")
 def corrupted(form: Form) -> dict[str, Any]:
     """The server caches its log while no request fails, and checks it before a write."""
-    del form
-    return _while_it_runs(_simulated)
+    return _while_it_runs(_simulated, corruptions() if form.full else corruptions()[1::2])
 
 
 @scenario("journal corrupted between runs", "every fifth of the ways, before the server is started")
@@ -221,7 +223,7 @@ def corrupted_between(form: Form) -> dict[str, Any]:
         with running_server("--state-dir", name) as server:
             for number in range(5):
                 damage.emit(server, f"before-{number}")
-        for number, way in enumerate(corruptions()[:: BETWEEN if form.full else 80]):
+        for number, way in enumerate(corruptions()[:: BETWEEN if form.full else 160]):
             files = _Files(folder)
             way.apply(folder)
             keep = _start_damaged(damage, way, number, name)

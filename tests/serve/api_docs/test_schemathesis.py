@@ -2,7 +2,7 @@
 
 It sends examples, boundary values and random values, valid and invalid, in JSON, query and
 protobuf. schemathesis.toml lists the disabled checks with reasons. There are 30 random requests for
-each operation, and 200 by `make schemathesis`.
+each operation, in continuous integration ten, and 200 by `make schemathesis`.
 """
 
 import os
@@ -18,11 +18,14 @@ import pytest
 
 from tests.rigs.docker.engine import missing_for_docker, running_engine
 from tests.serve.bridge import bridge
-from tests.serve.server import Server, environment, run_program, running_server
+from tests.serve.server import ROOT, Server, environment, run_program, running_server
+from tests.thorough import unless_limited
 
 PROGRAM: Final = shutil.which("st", path=str(Path(sys.executable).parent))
 CONFIG: Final = Path(__file__).with_name("schemathesis.toml")
-EXAMPLES: Final = int(os.environ.get("ATTESTKIT_EXAMPLES", "30"))
+EXAMPLES: Final = int(os.environ.get("ATTESTKIT_EXAMPLES", unless_limited(30, 10)))
+# Hypothesis computes tables of Unicode for seconds, unless they are in its folder.
+STORAGE: Final = {"HYPOTHESIS_STORAGE_DIRECTORY": str(ROOT / ".hypothesis")}
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="schemathesis is not installed")
 
 
@@ -56,7 +59,7 @@ def _run(url: str, examples: int, folder: Path, *options: str) -> str:
     assert PROGRAM is not None
     command = [PROGRAM, "--no-color", "--config-file", str(CONFIG), "run", f"{url}/openapi.json"]
     words = [*command, "--max-examples", str(examples), "--generation-deterministic", *options]
-    done = run_program(words, cwd=folder, env=environment(), timeout=1800)
+    done = run_program(words, cwd=folder, env=environment(**STORAGE), timeout=1800)
     assert done.returncode == 0, done.stdout[-20_000:] + done.stderr
     return done.stdout
 

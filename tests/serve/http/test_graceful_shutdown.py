@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from tests.serve.client import call
 from tests.serve.http.listening import Connect, serving
 from tests.serve.http.load_client import run_clients
 from tests.serve.server import PATIENCE, ROOT, environment, running_server
+from tests.thorough import slow, unless_limited
 
 GET = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
 SLOW = b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -41,6 +43,7 @@ def stop_under_load(repetitions: int) -> Counter[str]:
             with run_clients([server.dstack, server.tappd, server.url]) as (clients, stopping):
                 while min(client.counts["answered"] for client in clients) < 20:
                     assert all(client.is_alive() for client in clients)
+                    time.sleep(0.005)
                 server.process.send_signal(signal.SIGTERM)
                 stopping.set()
                 assert server.process.wait(PATIENCE) == 0
@@ -53,7 +56,7 @@ def stop_under_load(repetitions: int) -> Counter[str]:
     return counts
 
 
-@pytest.mark.parametrize("repetitions", [1, pytest.param(10, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("repetitions", [1, *slow((unless_limited(10, 4),))])
 def test_shutdown_under_load_loses_no_request(repetitions: int) -> None:
     """Every request on an accepted connection is answered, on unix sockets and TCP."""
     counts = stop_under_load(repetitions)
@@ -337,7 +340,7 @@ def test_second_signal_terminates_immediately(folder: Path, number: signal.Signa
     with run_hanging_server(folder, 1000.0) as process:
         process.send_signal(signal.SIGTERM)
         while (folder / "dstack.sock").exists():
-            pass
+            time.sleep(0.005)
         while process.poll() is None:  # signals shortly after the first one are ignored
             process.send_signal(number)
             with contextlib.suppress(subprocess.TimeoutExpired):

@@ -25,6 +25,7 @@ from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import flip_bit
 from tests.docs.blocks import ROOT as REPOSITORY
+from tests.thorough import unless_limited
 from tests.verifier.dcap.caches.test_caches import REVOKED, outcome
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
@@ -166,7 +167,7 @@ MOST: Final = {"platforms": 15 << 20, "later_platforms": 1 << 20, "all": 19 << 2
 @pytest.mark.slow
 def test_memory_of_full_caches_is_bounded(tmp_path: Path) -> None:
     """Thousands of platforms and collaterals fill the caches, and not more."""
-    write_platforms(tmp_path, 4000, 1100)
+    write_platforms(tmp_path, unless_limited(4000, 2200), unless_limited(1100, 550))
     program = Path(__file__).with_name("cache_memory.py")
     done = subprocess.run(
         [sys.executable, program, tmp_path],
