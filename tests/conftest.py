@@ -182,6 +182,13 @@ def _programs_end_with_a_failure() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this test run, shared by all workers."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture
 def no_collector() -> Iterator[None]:
     """Disable the garbage collector, so that reference cycles remain visible to a test."""

@@ -1,8 +1,8 @@
-/* Give files to a function of the core: replay TARGET FEATURES STEP FILE...
+/* Give files to functions of the core: replay FEATURES [TARGET STEP FILE]...
  *
  * FEATURES are AK_CPU_* bits that kernels may use. With a STEP a file is also given cut, at every
  * so many bytes. Each time the bytes are alone in memory, so that reading past them shows. A line
- * for each file tells the sum of all that was written. */
+ * for each file tells the sum of all that was written: what ends the program is in the next one. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -39,17 +39,17 @@ static uint8_t *content_of(const char *name, size_t *size)
 
 int main(int count, char **words)
 {
-    const fuzz_target *target = count > 3 ? fuzz_target_of(words[1]) : NULL;
-
-    if (target == NULL)
+    if (count < 2 || count % 3 != 2)
         return 2;
-    ak_cpu_limit((uint32_t)strtoul(words[2], NULL, 0));
-    const size_t step = strtoul(words[3], NULL, 10);
-    for (int i = 4; i < count; i++) {
+    (void)setvbuf(stdout, NULL, _IOLBF, 0);
+    for (int i = 2; i < count; i += 3) {
         size_t size;
-        uint8_t *data = content_of(words[i], &size);
-        if (data == NULL)
+        const fuzz_target *target = fuzz_target_of(words[i]);
+        const size_t step = strtoul(words[i + 1], NULL, 10);
+        uint8_t *data = content_of(words[i + 2], &size);
+        if (target == NULL || data == NULL)
             return 2;
+        ak_cpu_limit((uint32_t)strtoul(words[1], NULL, 0)); /* which a target may have changed */
         uint64_t sum = run(target, data, size);
         for (size_t cut = 0; step != 0 && cut < size; cut += step)
             sum = sum * 31 + run(target, data, cut);

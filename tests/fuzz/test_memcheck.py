@@ -12,8 +12,9 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from itertools import product
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import pytest
 
@@ -25,12 +26,13 @@ from attestkit import _native
 from fuzz.campaign import CORPORA, folder_name
 from fuzz.core import drivers
 from fuzz.core.samples import samples
+from tests.packaging.environments import alone
 from tests.processes import run_program
 
 pytestmark = pytest.mark.slow
 needs_core = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 
-SECONDS = 300
+SECONDS = 1800  # for all samples, cut at every length
 EVERY_FEATURE = 2**32 - 1
 LEVELS = (0, 0x7, EVERY_FEATURE)  # portable; SHA-NI, BMI2 and AVX2; all of this CPU
 # By tool, which is the name of a fixture.
@@ -40,7 +42,15 @@ PLACES = 20  # at which a file is cut at least, unless at every length
 WHOLE = 6000 if "ATTESTKIT_EVERY_CUT" in os.environ else PLACES  # bytes: cut at every length
 MEMCHECK = ("valgrind", "--quiet", "--error-exitcode=9", "--exit-on-first-error=yes")
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Replay = Callable[[int, list["Sample"]], "subprocess.CompletedProcess[str]"]
+
+
+class Sample(NamedTuple):
+    """A file for a target, and the number of bytes between the places where it is cut."""
+
+    target: str
+    step: int
+    file: Path
 
 
 def found(program: str) -> str:
@@ -51,25 +61,33 @@ def found(program: str) -> str:
     return path
 
 
-def runner(program: Path, *before: str) -> Run:
-    """Return a function that runs the driver on files."""
+def built(shared: Path, compiler: str, *flags: str) -> Path:
+    """Return the driver by a compiler, built by the first worker that needs it."""
+    folder = shared / f"replay-{compiler}"
+    with alone(shared / f"{folder.name}.lock"):
+        if not folder.exists():
+            with TemporaryDirectory(dir=shared) as scratch:
+                drivers.build("replay.c", Path(scratch), compiler, *flags)
+                shutil.copytree(scratch, folder)
+    return next(folder.iterdir())
 
-    def run(
-        target: str, features: int, step: int, files: list[Path]
-    ) -> "subprocess.CompletedProcess[str]":
-        words = [target, str(features), str(step), *map(str, files)]
-        return run_program(*before, str(program), *words, timeout=SECONDS)
+
+def replay(program: Path, *before: str) -> Replay:
+    """Return a function that runs the driver on samples with features of the CPU."""
+
+    def run(features: int, samples_of: list[Sample]) -> "subprocess.CompletedProcess[str]":
+        words = [str(word) for sample in samples_of for word in sample]
+        return run_program(*before, str(program), str(features), *words, timeout=SECONDS)
 
     return run
 
 
 @pytest.fixture(scope="module")
-def memcheck(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def memcheck(shared: Path) -> Replay:
     """The driver, built with the package's flags, under valgrind."""
     found("valgrind")
     found("gcc")
-    program = drivers.build("replay.c", tmp_path_factory.mktemp("plain"), "gcc")
-    return runner(program, *MEMCHECK)
+    return replay(built(shared, "gcc"), *MEMCHECK)
 
 
 def links(compiler: str, folder: Path) -> bool:
@@ -81,15 +99,14 @@ def links(compiler: str, folder: Path) -> bool:
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """The driver with clang's sanitizers."""
+def sanitized(shared: Path, tmp_path_factory: pytest.TempPathFactory) -> Replay:
+    """The driver with clang's sanitizers, which find more in code that is optimised less."""
     compiler = drivers.clang()
     if compiler is None:
         pytest.skip(f"none of {', '.join(drivers.CLANGS)} is here")
-    folder = tmp_path_factory.mktemp("sanitized")
-    if not links(compiler, folder):
+    if not links(compiler, tmp_path_factory.mktemp("sanitized")):
         pytest.skip(f"{compiler} is here without the runtime of its sanitizers")
-    return runner(drivers.build("replay.c", folder, compiler, *drivers.SANITIZERS))
+    return replay(built(shared, compiler, *drivers.SANITIZERS, "-O1", "-gline-tables-only"))
 
 
 @pytest.fixture(scope="module")
@@ -103,45 +120,42 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
 
 
 def step_for(file: Path) -> int:
-    """Return the number of bytes between the places where a file is cut.
-
-    It is a power of two, so that many files have the same one and share a run.
-    """
+    """Return the number of bytes between the places where a file is cut, a power of two."""
     size = file.stat().st_size
     return 1 if size <= WHOLE else 1 << (size // min(WHOLE, 100)).bit_length() - 1
 
 
-@pytest.mark.parametrize("target", list(samples()))
 def test_whole_and_truncated_samples_are_memory_safe(
-    target: str,
-    files: dict[str, list[Path]],
-    request: pytest.FixtureRequest,
-    subtests: pytest.Subtests,
+    files: dict[str, list[Path]], request: pytest.FixtureRequest, subtests: pytest.Subtests
 ) -> None:
-    """No byte is read out of bounds or uninitialised; every kernel writes the same output."""
+    """No byte is read out of bounds or uninitialised; every kernel writes the same output.
+
+    All targets share a process: valgrind takes longer to start than most of them to run.
+    """
     faulthandler.cancel_dump_traceback_later()  # each run has its own deadline
-    groups: dict[int, list[Path]] = {}
-    for file in files[target]:
-        groups.setdefault(step_for(file), []).append(file)
-    sums: dict[int, str] = {}  # by step: the output of the first available tool
+    cut = [Sample(target, step_for(path), path) for target in files for path in files[target]]
+    sums: list[str] = []  # the output of the first available tool
     for tool, levels in TOOLS.items():
         with subtests.test(tool):
-            run: Run = request.getfixturevalue(tool)  # skips if it is not installed
-            for (step, group), level in product(groups.items(), levels):
-                done = run(target, level, step, group)
-                assert done.returncode == 0, done.stderr
-                assert len(done.stdout.splitlines()) == len(group)
-                assert done.stdout == sums.setdefault(step, done.stdout), level
+            run: Replay = request.getfixturevalue(tool)  # skips if it is not installed
+            for level in levels:
+                done = run(level, cut)
+                lines = done.stdout.splitlines()
+                assert done.returncode == 0, (cut[len(lines)], level, done.stderr)
+                sums = sums or lines
+                for sample, line, first in zip(cut, lines, sums, strict=True):
+                    assert line == first, (sample, level)
     if not sums:
         pytest.skip("no tool of these is here")
 
 
 @pytest.mark.parametrize("wrong", ["overread", "unwritten"])
-def test_memcheck_detects_planted_bug(memcheck: Run, wrong: str, tmp_path: Path) -> None:
+def test_memcheck_detects_planted_bug(memcheck: Replay, wrong: str, tmp_path: Path) -> None:
     """Memcheck detects a read out of bounds and one of uninitialised memory."""
     [file] = drivers.write_samples(tmp_path / "x", [b"some bytes"])
-    done = memcheck(wrong, EVERY_FEATURE, 0, [file])
+    done = memcheck(EVERY_FEATURE, [Sample("sha256", 0, file), Sample(wrong, 0, file)])
     assert done.returncode == 9
+    assert len(done.stdout.splitlines()) == 1  # of the file before it
     said = {"overread": "Invalid read of size 1", "unwritten": "uninitialised value"}
     assert said[wrong] in done.stderr
 
@@ -200,13 +214,9 @@ def test_objects_of_samples_are_memory_safe(files: dict[str, list[Path]], tmp_pa
 
 
 @needs_core
-@pytest.mark.parametrize(
-    ("wrong", "kind", "function"),
-    [("overread", "InvalidRead", "ak_sha384"), ("leak", "Leak_DefinitelyLost", "agent_json_walk")],
-)
-def test_planted_bug_in_objects_is_detected(
-    wrong: str, kind: str, function: str, tmp_path: Path
-) -> None:
+def test_planted_bugs_in_objects_are_detected(tmp_path: Path) -> None:
     """A read out of bounds and a leaked object are detected."""
-    seen = objects_under_memcheck(tmp_path / "report.xml", wrong)
-    assert any(one.startswith(kind) and function in one for one in seen), seen
+    seen = objects_under_memcheck(tmp_path / "report.xml", "overread", "leak")
+    planted = {"InvalidRead": "ak_sha384", "Leak_DefinitelyLost": "agent_json_walk"}
+    for kind, function in planted.items():
+        assert any(one.startswith(kind) and function in one for one in seen), seen

@@ -1,7 +1,6 @@
 """The packages of this tree, built once for all of their tests."""
 
 import faulthandler
-import os
 import re
 import shutil
 import subprocess
@@ -73,13 +72,6 @@ def files_of(repository: Path, to: Path) -> Dist:
     cross = sorted(to.glob("cross/*.whl"))
     platforms = [re.split(r"[-.]", file.stem)[-1] for file in cross]
     return Dist(repository, wheel, pure, sdist, dict(zip(platforms, cross, strict=True)))
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this test run, shared by all workers."""
-    base = tmp_path_factory.getbasetemp()
-    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
 @pytest.fixture(scope="session")
