@@ -42,10 +42,11 @@ def shortened(make: Shape, most: int) -> int:
     return bisect_left(range(size), length, key=lambda less: len(make(less)))
 
 
-def largest(parser: Parser, make: Shape, most: int) -> int:
-    """Return the largest size up to `most` bytes that is read; 0 if none."""
+def largest(parser: Parser, make: Shape, most: int, within: int = 1) -> int:
+    """Return the largest size up to `most` bytes that is read, or `within` less; 0 if none."""
     size = shortened(make, most)
     if enters(parser, make(size)):
         return size
-    beyond = bisect_left(range(size), 1, key=lambda less: not enters(parser, make(less)))
-    return max(beyond - 1, 0)
+    sizes = range(0, size, within)
+    beyond = bisect_left(sizes, 1, key=lambda less: not enters(parser, make(less)))
+    return sizes[max(beyond - 1, 0)]

@@ -1,12 +1,12 @@
 """Invariants of all commands: help, output, errors, signals and imports."""
 
-import functools
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -16,13 +16,15 @@ from attestkit.__main__ import main
 from attestkit.cli import COMMANDS
 from tests.cli.calls import list_calls
 from tests.cli.evidence_files import Files
-from tests.cli.program import PATIENCE, SIMULATED, closed_pipe, run, wait_until_read
+from tests.cli.program import PATIENCE, SIMULATED, Forks, closed_pipe, run, wait_until_read
 from tests.serve.server import environment
 
 pytestmark = pytest.mark.slow  # hundreds of programs
 
 Capture = pytest.CaptureFixture[str]
 
+
+CLOSED_STDERR: Final = ["sh", "-c", 'exec "$@" 2>&-', "sh"]
 
 # Without JSON output, or with a line of JSON for each input.
 WITHOUT_JSON: Final = {"completion", "curl", "run", "serve", "verify-many"}
@@ -35,6 +37,14 @@ def command(request: pytest.FixtureRequest) -> str:
     return name
 
 
+@pytest.fixture(scope="module")
+def forks() -> Iterator[Forks]:
+    """Run the program in forks, where colours are wanted in a pipe."""
+    found = Forks(environment(FORCE_COLOR="1"))
+    yield found
+    found.close()
+
+
 def test_calls_cover_every_command(files: Files) -> None:
     """Every command has an entry in the table of this file."""
     assert list_calls(files).keys() == COMMANDS.keys()
@@ -43,14 +53,9 @@ def test_calls_cover_every_command(files: Files) -> None:
 # -- help -----------------------------------------------------------------------------------------
 
 
-@functools.cache
-def _help(name: str) -> str:
-    return str(run(name, "--help").stdout)
-
-
-def test_help_has_summary_example_and_exit_codes(command: str) -> None:
+def test_help_has_summary_example_and_exit_codes(command: str, forks: Forks) -> None:
     """--help has the summary of the command list, an example and exit codes, within 100 columns."""
-    text = _help(command)
+    text = forks.run(command, "--help").stdout
     first = COMMANDS[command].removesuffix(".")
     assert f"usage: attestkit {command}" in text.lower()
     assert "Exit codes:" in text
@@ -74,9 +79,9 @@ def test_command_list_has_one_line_per_command(capsys: Capture) -> None:
 # -- good use -------------------------------------------------------------------------------------
 
 
-def test_piped_output_has_no_escape_sequences(command: str, files: Files) -> None:
+def test_piped_output_has_no_escape_sequences(command: str, files: Files, forks: Forks) -> None:
     """Piped output has no escape sequences or trailing blanks."""
-    done = run(command, *list_calls(files)[command], env=environment(FORCE_COLOR="1"))
+    done = forks.run(command, *list_calls(files)[command])
     assert done.returncode == 0
     assert done.stdout
     if command in {"attest", "quote"}:  # binary output
@@ -87,25 +92,25 @@ def test_piped_output_has_no_escape_sequences(command: str, files: Files) -> Non
 
 
 @pytest.mark.parametrize("case", ["normal", "json", "help"])
-def test_closed_pipe_is_success(case: str, command: str, files: Files) -> None:
+def test_closed_pipe_is_success(case: str, command: str, files: Files, forks: Forks) -> None:
     """A closed pipe at stdout is not an error."""
     if case == "json" and command in WITHOUT_JSON:
         pytest.skip("its output is not JSON")
     good = list_calls(files)[command]
     words = {"normal": good, "json": [*good, "--json"], "help": ["--help"]}[case]
     with closed_pipe() as writer:
-        done = run(command, *words, stdout=writer)
+        done = forks.run(command, *words, stdout=writer)
     assert done.returncode == 0
     assert "Traceback" not in done.stderr
     assert "Broken pipe" not in done.stderr
 
 
-def test_full_disk_is_code_1(command: str, files: Files) -> None:
+def test_full_disk_is_code_1(command: str, files: Files, forks: Forks) -> None:
     """If stdout cannot be written, the exit code is 1 without a traceback."""
     if command in {"report", "serve"}:
         pytest.skip("it writes a file, or is another program")
     with Path("/dev/full").open("w") as full:
-        done = run(command, *list_calls(files)[command], stdout=full)
+        done = forks.run(command, *list_calls(files)[command], stdout=full.fileno())
     assert done.returncode == 1
     last = done.stderr.splitlines()[-1]
     assert last == "attestkit: stdout: cannot write: No space left on device"
@@ -130,25 +135,33 @@ def test_help_and_version_closed_pipe_is_success() -> None:
         assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("stderr", ["closed pipe", "full", "closed"])
-def test_broken_stderr_keeps_output_and_exit_code(stderr: str, command: str, files: Files) -> None:
+@pytest.mark.parametrize("stderr", ["closed pipe", "full"])
+def test_broken_stderr_keeps_output_and_exit_code(
+    stderr: str, command: str, files: Files, forks: Forks
+) -> None:
     """A broken stderr changes neither output nor exit code."""
     if command == "serve":
         pytest.skip("it is another program")
-    good, captured = _without_stderr(stderr, [command, *list_calls(files)[command]])
-    assert good == 0
-    assert captured
-    assert _without_stderr(stderr, [command, "--nothing"])[0] == 1
+    with closed_pipe() as writer, Path("/dev/full").open("w") as full:
+        broken = writer if stderr == "closed pipe" else full.fileno()
+        good = forks.run(command, *list_calls(files)[command], stderr=broken)
+        assert good.returncode == 0
+        assert good.stdout
+        assert forks.run(command, "--nothing", stderr=broken).returncode == 1
 
 
-def _without_stderr(stderr: str, words: list[str]) -> tuple[int, bytes]:
-    """Run the program with a broken stderr; return its exit code and output."""
-    shell = {"full": "2>/dev/full", "closed": "2>&-"}.get(stderr, "")
-    wrapper = ["sh", "-c", f'exec "$@" {shell}', "sh"]
-    with closed_pipe() as writer:
-        broken = writer if stderr == "closed pipe" else None
-        done = run(*words, wrapper=wrapper, stderr=broken, errors=None)
-    return done.returncode, done.stdout
+def test_closed_stderr_keeps_output_and_exit_code(command: str, files: Files) -> None:
+    """A stderr that is closed at start changes neither output nor exit code."""
+    if command == "serve":
+        pytest.skip("it is another program")
+    done = run(command, *list_calls(files)[command], wrapper=CLOSED_STDERR, errors=None)
+    assert done.returncode == 0
+    assert done.stdout
+
+
+def test_usage_error_with_closed_stderr_is_code_1() -> None:
+    """A stderr that is closed at start is replaced for all commands before they are called."""
+    assert run("verify", "--nothing", wrapper=CLOSED_STDERR).returncode == 1
 
 
 # -- signals --------------------------------------------------------------------------------------
