@@ -38,6 +38,7 @@ from tests.gpu.rim.rims import (
 )
 from tests.raising import raises
 from tests.runner.cases import every_case
+from tests.thorough import limited
 
 GOOD = sign(manifest())
 START, END = GOOD.index(b"<ds:Signature "), GOOD.index(b"</SoftwareIdentity>")
@@ -97,7 +98,7 @@ def test_every_changed_byte_of_the_document_is_refused() -> None:
     """Each byte of what is signed, and of SignedInfo and the value, is malformed or not valid."""
     by = chain(SIGNER, AUTHORITIES[-1])
     xml = sign(manifest([resource(0, HASHES[0])]), by)
-    for at in range(xml.index(b"<ds:KeyInfo>")):
+    for at in limited(range(xml.index(b"<ds:KeyInfo>"))):
         changed = xml[:at] + bytes([xml[at] ^ 1]) + xml[at + 1 :]
         with pytest.raises((FormatError, SignatureError)):
             verify(changed, by.key.spki)

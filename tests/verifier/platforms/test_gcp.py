@@ -41,6 +41,7 @@ from attestkit.verifier.evidence.checks import (
 )
 from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_events, _replay_log
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from tests.thorough import limited
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.google import (
@@ -140,7 +141,7 @@ every_nth_byte = pytest.mark.parametrize("every", [11, pytest.param(1, marks=pyt
 def test_each_changed_byte_is_refused(field: str, every: int) -> None:
     """No byte of message, signature and certificate may change; a signature has no other form."""
     value = getattr(platform_of(composed()).tpm_quote, field)
-    for at in range(0, len(value), every):
+    for at in limited(range(0, len(value), every)):
         changed = value[:at] + bytes([value[at] ^ 1]) + value[at + 1 :]
         refused(altered(**{field: changed}))
 
@@ -150,7 +151,7 @@ def test_each_changed_byte_is_refused(field: str, every: int) -> None:
 def test_each_cut_and_bytes_after_the_end_are_refused(field: str, every: int) -> None:
     """Upstream ignores bytes after message and signature; here they are malformed."""
     value = getattr(platform_of(composed()).tpm_quote, field)
-    for size in {*range(0, len(value), every), len(value) - 1}:
+    for size in {*limited(range(0, len(value), every)), len(value) - 1}:
         refused(altered(**{field: value[:size]}))
     kind, reason = refused(altered(**{field: value + b"\0"}))
     expected = (

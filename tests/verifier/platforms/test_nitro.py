@@ -25,6 +25,7 @@ from attestkit.verifier import chain_cache
 from attestkit.verifier.platforms.nitro import Nitro
 from tests.raising import raises
 from tests.runner.cases import every_case
+from tests.thorough import limited
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import aws
 
@@ -76,7 +77,7 @@ def test_nitro_authenticates_captures_at_their_time(name: str) -> None:
 def test_nitro_document_with_changed_byte_is_rejected(every: int) -> None:
     """A byte changed anywhere in the document is rejected."""
     document, nitro = load_capture(), Nitro()
-    for offset in range(0, len(document), every):
+    for offset in limited(range(0, len(document), every)):
         tampered = document[:offset] + bytes([document[offset] ^ 1]) + document[offset + 1 :]
         with pytest.raises((FormatError, VerificationError)):
             nitro.authenticate(tampered, CAPTURES["nitro_attestation"])

@@ -17,6 +17,7 @@ from attestkit.verifier.platforms.vtpm.quote import (
 )
 from tests.raising import raises
 from tests.runner.cases import every_case
+from tests.thorough import limited
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.tpm_samples import (
     GO_TPM_TOOLS,
@@ -87,7 +88,7 @@ def rejection(sample: QuoteSample, **changes: Any) -> VerificationError | Format
 
 def changed(values: bytes, step: int) -> Iterator[bytes]:
     """Yield copies of which every `step`th byte has one bit changed."""
-    for at in range(0, len(values), step):
+    for at in limited(range(0, len(values), step)):
         yield values[:at] + bytes([values[at] ^ 1 << at % 8]) + values[at + 1 :]
 
 
