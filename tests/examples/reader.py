@@ -33,8 +33,8 @@ def environment(**extra: str) -> dict[str, str]:
     """Return an environment without attestkit's variables."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
     path = f"{Path(sys.executable).parent}:{kept.get('PATH', '/usr/bin:/bin')}"
-    quiet = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONWARNINGS": "error"}
-    return {**kept, "PATH": path, "PYTHONPATH": str(ROOT), **quiet, **extra}
+    ours = {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "error"}
+    return {**kept, "PATH": path, **ours, **extra}
 
 
 @final

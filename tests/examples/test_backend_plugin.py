@@ -24,7 +24,7 @@ def run(*command: str, path: Path | None = None, cwd: Path = ROOT) -> str:
     environ = {name: value for name, value in os.environ.items() if name not in ours}
     done = subprocess.run(
         [sys.executable, *command],
-        env={**environ, "PYTHONPATH": found, "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**environ, "PYTHONPATH": found},
         cwd=cwd,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
