@@ -5,6 +5,7 @@ distribution's packages in a folder.
 """
 
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from tests.docs.blocks import ROOT, read_blocks
 from tests.docs.session import Installed, run_blocks
 from tests.packaging.clean_root import CleanRoot, make_root, why_not
 from tests.packaging.conftest import Dist
-from tests.packaging.environments import fetch, interpreter, new_environment
+from tests.packaging.environments import fetch, interpreter
 
 INSTALL = read_blocks((ROOT / "docs/install.md").read_text())
 START = read_blocks((ROOT / "docs/start.md").read_text())
@@ -31,7 +32,7 @@ pytestmark = [
 def page_says(words: str) -> str:
     """Return the commands of docs/install.md that begin with these words."""
     [text] = [block.text for block in INSTALL if block.text.startswith(words)]
-    return text
+    return text.strip()
 
 
 @pytest.fixture
@@ -49,10 +50,11 @@ def carry(dist: Dist, clean: CleanRoot, folder: Path) -> None:
     """Download all packages as the page says, on a machine with a network, and copy them."""
     online = folder / "online"
     shutil.copytree(dist.wheel.parent, online / "dist")
-    python = new_environment(online, interpreter(clean.version()))
-    path = f"{python.parent}:/usr/bin:/bin"
-    for text in (page_says("pip download"), f"pip download --dest wheels dstack-sdk pytest {ALSO}"):
-        fetch("sh", "-euc", text, folder=online, PATH=path)
+    path = f"{Path(sys.executable).parent}:/usr/bin:/bin"
+    python = str(interpreter(clean.version()))
+    text = f"{page_says('pip download')} dstack-sdk pytest {ALSO}"
+    options = {"PIP_PYTHON": python, "PIP_NO_CACHE_DIR": "1", "PIP_PROGRESS_BAR": "off"}
+    fetch("sh", "-euc", text, folder=online, PATH=path, **options)
     there = clean.root / "srv"
     shutil.copytree(online / "wheels", there / "wheels")
     shutil.copytree(online / "dist", there / "dist")
@@ -82,17 +84,19 @@ def test_install_needs_python_only(
         assert clean.run(f"command -v {program} || echo none") == "none\n"
     with subtests.test("the wheel, by the page's words"):
         installed = clean.new_environment("compiled")
-        clean.run(f". compiled/bin/activate; {page_says(WHEEL)}")
-        clean.run("compiled/bin/pip install --no-index --find-links wheels dstack-sdk pytest")
+        clean.run(f". compiled/bin/activate; {page_says(WHEEL)} dstack-sdk pytest")
         check(clean, installed, "compiled", EXTRAS)
         start(installed, tmp_path / "start")
+    # One pip is enough: it takes longer to install than these do.
+    path = "PATH=$PATH:/srv/compiled/bin"
     with subtests.test("the plain wheel"):
-        installed = clean.new_environment("plain")
-        offline = "plain/bin/pip install --no-index --find-links wheels"
-        clean.run(f'{offline} "$(echo dist/pure/*.whl)[serve,cli]"')
+        installed = clean.new_environment("plain", "--without-pip")
+        offline = "pip --python plain install --no-index --find-links wheels"
+        clean.run(f'{path}; {offline} "$(echo dist/pure/*.whl)[serve,cli]"')
         check(clean, installed, "python", "serve cli")
     with subtests.test("the sources, by the page's words"):
-        installed = clean.new_environment("built")
+        installed = clean.new_environment("built", "--without-pip")
         words = page_says(f"pip install --no-index --find-links wheels {ALSO}")
-        clean.run(f". built/bin/activate; cp dist/*.tar.gz .; {words}")
+        path = f"export PIP_PYTHON=/srv/built; {path}"
+        clean.run(f". built/bin/activate; {path}; cp dist/*.tar.gz .; {words}")
         check(clean, installed, "python")

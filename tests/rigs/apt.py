@@ -156,6 +156,23 @@ class Apt:
             raise MissingError(f"the packages of {self._what} cannot be downloaded") from error
 
 
+def apt_from_scratch(folder: Path, what: str, **more: str) -> Apt:
+    """Return apt with fresh lists that regards no package as installed, so it plans all of them."""
+    installed = folder / "installed"
+    installed.write_text("")
+    apt = Apt(
+        folder,
+        own_sources(codename(what)),
+        what,
+        APT__Install_Recommends="false",
+        Dir__State__status=str(installed),
+        Debug__NoLocking="true",
+        **more,
+    )
+    apt.update()
+    return apt
+
+
 def unpack(packages: list[Path], root: Path) -> None:
     """Extract packages below a directory, with a merged /usr.
 

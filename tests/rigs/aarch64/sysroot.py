@@ -12,10 +12,9 @@ from pathlib import Path
 from tests.rigs.apt import (
     Apt,
     MissingError,
+    apt_from_scratch,
     cache_folder,
-    codename,
     locked_directory,
-    own_sources,
     unpack,
 )
 
@@ -51,24 +50,12 @@ def fetch() -> Path:
     Raises:
         MissingError: If it is unavailable; the text has the reason.
     """
-    release_name = codename(_WHAT)
     folder = cache_folder() / "aarch64"
     folder.mkdir(parents=True, exist_ok=True)
-    installed = folder / "installed"
-    installed.write_text("")  # empty, so that apt plans all packages
     with locked_directory(folder):
         try:
-            apt = Apt(
-                folder,
-                own_sources(release_name),
-                _WHAT,
-                APT__Architecture="arm64",
-                APT__Architectures="arm64",
-                APT__Install_Recommends="false",
-                Dir__State__status=str(installed),
-                Debug__NoLocking="true",
-            )
-            apt.update()
+            machine = {"APT__Architecture": "arm64", "APT__Architectures": "arm64"}
+            apt = apt_from_scratch(folder, _WHAT, **machine)
         except MissingError:
             if kept := next(folder.glob("root-*"), None):
                 return kept
