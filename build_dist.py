@@ -42,6 +42,7 @@ TARGETS = {  # what zig calls them
     f"musllinux_{MUSL}_x86_64": "x86_64-linux-musl",
     f"musllinux_{MUSL}_aarch64": "aarch64-linux-musl",
 }
+CROSS = sorted(TARGETS.keys() - {NATIVE})
 HANDED_ON = ("PATH", "HOME", "TMPDIR")
 
 
@@ -83,12 +84,16 @@ def environment_of(commit_time: str) -> dict[str, str]:
         "CC": compiler,
         # Python's own may name the folder that Python is in, for the loader to search.
         "LDSHARED": f"{compiler} -shared",
-        "PYTHONDONTWRITEBYTECODE": "1",
     }
 
 
-def make(into: Path) -> str:
-    """Make all three files in `into` and look at them; return the commit they are made of."""
+def make(into: Path, cross: list[str]) -> str:
+    """Make all files in `into` and look at them; return the commit they are made of.
+
+    Args:
+        into: An empty folder.
+        cross: Tags of the wheels for other machines.
+    """
     git = dict(os.environ)
     commit = run("git", "rev-parse", "HEAD", environment=git)
     time = run("git", "log", "-1", "--format=%ct", environment=git)
@@ -106,7 +111,7 @@ def make(into: Path) -> str:
         build("wheel", sources, linux, environment)
         [wheel] = linux.glob("*.whl")
         tool("auditwheel", "repair", "--plat", NATIVE, "-w", into, wheel, environment=environment)
-        for tag in sorted(TARGETS.keys() - {NATIVE}):
+        for tag in cross:
             cross_build(tag, sources, into / "cross", environment, Path(work, "zig"))
         pure = {**environment, "ATTESTKIT_PURE_PYTHON": "1"}
         build("wheel", sources, into / "pure", pure)
@@ -212,10 +217,13 @@ def main() -> None:
     """Make the files, put them where the last ones were, and print their hashes."""
     parser = argparse.ArgumentParser(prog="build_dist.py", description="Make sources and wheels.")
     parser.add_argument("--to", type=Path, default=ROOT / "dist", help="folder (default: dist)")
-    to = parser.parse_args().to.resolve()
+    cross = "tags of wheels for other machines (default: all)"
+    parser.add_argument("--cross", nargs="*", choices=CROSS, default=CROSS, help=cross)
+    options = parser.parse_args()
+    to = options.to.resolve()
     with TemporaryDirectory(prefix="attestkit-dist") as folder:
         made = Path(folder)
-        commit = make(made)
+        commit = make(made, options.cross)
         for old in files_in(to):
             old.unlink()
         for file in files_in(made):

@@ -48,11 +48,11 @@ def tracked() -> list[str]:
     return sorted(name for name in said.splitlines() if ROOT.joinpath(name).is_file())
 
 
-def make_dist(repository: Path, to: Path, **environment: str) -> str:
+def make_dist(repository: Path, to: Path, *options: str, **environment: str) -> str:
     """Run the commands of `make dist` in a repository; return their output."""
     faulthandler.cancel_dump_traceback_later()
     done = subprocess.run(
-        [tool(".tools/dist") / "bin/python", "build_dist.py", "--to", to],
+        [tool("dist") / "bin/python", "build_dist.py", "--to", to, *options],
         cwd=repository,
         env=own_environment(HOME=str(to.parent), **environment),
         stdout=subprocess.PIPE,

@@ -10,8 +10,8 @@ from tests.docs.blocks import ROOT
 from tests.packaging.conftest import Dist
 from tests.packaging.environments import (
     base_python,
+    install,
     new_environment,
-    pip_install,
     run,
     without_network,
 )
@@ -35,7 +35,7 @@ def test_sample_project_passes_without_network(dist: Dist, tmp_path: Path) -> No
     """The fixtures work, with warnings as errors, using no other server."""
     offline = without_network(tmp_path)
     python = new_environment(tmp_path, base_python())
-    pip_install(python, f"{dist.wheel}[all]", "pytest")
+    install(python, f"{dist.wheel}[all]", "pytest")
     project = tmp_path / "doorman"
     shutil.copytree(SAMPLE, project, ignore=shutil.ignore_patterns("__pycache__", ".*"))
     pytest_of = (python, "-c", OFFLINE, "-m", "pytest", "-v", "-p", "no:cacheprovider")

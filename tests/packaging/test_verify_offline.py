@@ -8,8 +8,8 @@ from tests.docs.blocks import ROOT
 from tests.packaging.conftest import Dist
 from tests.packaging.environments import (
     base_python,
+    install,
     new_environment,
-    pip_install,
     run,
     without_network,
 )
@@ -27,7 +27,7 @@ def test_wheel_verifies_hardware_quote_offline(kind: str, dist: Dist, tmp_path: 
     """A TDX quote and its collateral verify under Intel's root, and an altered quote does not."""
     offline = without_network(tmp_path)
     python = new_environment(tmp_path, base_python())
-    pip_install(python, getattr(dist, kind))
+    install(python, getattr(dist, kind))
     files = QUOTES / "tdx_quote", QUOTES / "tdx_quote_collateral.json"
     found = run(*offline, python, PROGRAM, *files, f"{NOW}", folder=tmp_path)
     assert found == "UpToDate"
