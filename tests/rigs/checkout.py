@@ -61,6 +61,8 @@ def run_tests(
     `command` starts pytest, with its options.
     """
     environment["ATTESTKIT_MOST_EXAMPLES"] = str(examples)
+    # Hypothesis computes tables of Unicode for seconds, and for a minute on an emulated machine.
+    environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(ROOT / ".hypothesis")
     report = checkout / "report.xml"
     done = subprocess.run(
         [*command, f"--junitxml={report}", "-q", *_PLUGINS],
