@@ -1,4 +1,7 @@
-"""Ten thousand requests under random kernel faults: correct responses, and no leaks."""
+"""Ten thousand requests under random kernel faults: correct responses, and no leaks.
+
+Continuous integration makes a part of them, in proportion to `ATTESTKIT_MOST_EXAMPLES`.
+"""
 
 import fcntl
 import random
@@ -13,10 +16,11 @@ from attestkit.backends.simulator.faults.fault_specs import NAMED, OPERATIONS
 from attestkit.errors import AttestKitError
 from attestkit.event_log.journal import LOCK, replay_from
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
+from tests.thorough import MOST
 
 pytestmark = [pytest.mark.slow, pytest.mark.rig, requires_fuse]
 
-REQUESTS = 10_000
+REQUESTS = min(10_000, 20 * MOST)
 DESCRIPTORS = Path("/proc/self/fd")
 # A foreign extend is a permanent error; a slow host only delays; the QGS has its own tests; an
 # unloaded driver stays unloaded.
