@@ -6,7 +6,8 @@ signs like the simulator, and SEV-SNP below configfs-tsm. So the tests cover the
 driver, but neither the verification of a CPU's quotes nor the timing of TDCALLs and hosts.
 
 The tests that run in the guest are in kernel/guest; each is a subtest here. On the older kernel a
-run of the slow tests takes those whose result may depend on the kernel; `make kernels` takes all.
+run of the slow tests takes those whose result may depend on the kernel, and each machine has one
+processor; `make kernels` takes all tests, on two processors.
 """
 
 import faulthandler

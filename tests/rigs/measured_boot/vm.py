@@ -11,6 +11,7 @@ from attestkit.event_log.tcg import TpmEvent, TpmEventLog
 from attestkit.measure.acpi.qemu.qemu_machine import QemuMachine, read_machine
 from tests.rigs.apt import MissingError
 from tests.rigs.kernel.image import _make_entry, find_busybox
+from tests.rigs.kernel.vm import CPU
 from tests.rigs.measured_boot.packages import BootPackages
 
 QEMU = "qemu-system-x86_64"
@@ -98,6 +99,6 @@ def _start_tpm(folder: Path) -> Path:
 def _machine(tpm: Path, serial: str) -> list[str]:
     """Return QEMU with the options of the machine on which its ACPI tables depend."""
     command = [QEMU, "-m", str(MEMORY >> 20), "-machine", "q35,smm=off", "-nodefaults"]
-    command += ["-cpu", "max", "-serial", serial]
+    command += ["-cpu", CPU, "-serial", serial]
     command += ["-chardev", f"socket,id=tpm,path={tpm}", "-device", "tpm-crb,tpmdev=tpm0"]
     return [*command, "-tpmdev", "emulator,id=tpm0,chardev=tpm"]
