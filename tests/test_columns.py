@@ -107,7 +107,7 @@ def test_columns_of_all_versions_and_bodies() -> None:
     assert read_with_both(joined) == read_with_both(joined, starts_of(quotes))
 
 
-@pytest.mark.parametrize("kind", ["Q", "q", "L", "l", "I", "i"])
+@every_case("kind", ["Q", "q", "L", "l", "I", "i"])
 def test_columns_accept_offsets_of_any_integer_type(kind: Any) -> None:
     """Offsets are a sequence of integers, or a buffer of 4- or 8-byte integers."""
     quotes = [SHORTEST, TD_15, SHORTEST]
@@ -168,7 +168,7 @@ def test_columns_are_immutable() -> None:
     assert set(TdQuoteBody._fields) < set(QuoteColumns.names)
 
 
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@every_case("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_columns_pickle_round_trips(protocol: int) -> None:
     """Pickling keeps all columns, whether accessed before or not, and empty batches."""
     data = b"a header" + SHORTEST + bytes(9) + TD_15
@@ -250,7 +250,7 @@ def test_columns_with_invalid_quote_name_number_offset_and_reason(number: int) -
             assert offset is None or result[1] == starts[number] + offset
 
 
-@pytest.mark.parametrize("data", OF_ENCLAVES, ids=len)
+@every_case("data", OF_ENCLAVES, ids=len)
 def test_columns_of_enclave_quote_fail(data: bytes) -> None:
     """A quote of an SGX enclave has no row, because zeros are not measurements of a TD."""
     for starts in (None, [0, len(SHORTEST)]):
@@ -298,7 +298,7 @@ def test_columns_of_truncated_quote_name_its_end(at: int) -> None:
         assert at == 0 or result[1] == offset
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("starts", "number"),
     [
         ([0, 0], 1),
@@ -328,7 +328,7 @@ def test_columns_with_out_of_range_integers_fail(offsets: Any) -> None:
         quote_columns(SHORTEST, array("q", [0, -1]))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "offsets", [5, [None], ["0"], [0.5], b"\0", array("B", [0]), array("d", [0]), array("H", [0])]
 )
 def test_columns_with_offsets_of_other_type_are_usage_error(offsets: Any) -> None:
@@ -337,9 +337,7 @@ def test_columns_with_offsets_of_other_type_are_usage_error(offsets: Any) -> Non
         quote_columns(SHORTEST, offsets)
 
 
-@pytest.mark.parametrize(
-    "buffer", [bytearray(SHORTEST), memoryview(SHORTEST), "", None, [SHORTEST]]
-)
+@every_case("buffer", [bytearray(SHORTEST), memoryview(SHORTEST), "", None, [SHORTEST]])
 def test_columns_of_other_buffer_type_are_usage_error(buffer: Any) -> None:
     """Mutable buffers are rejected."""
     with raises(UsageError, "wrong_type"):

@@ -133,7 +133,7 @@ def test_quote_mutation_fails_with_listed_reason(vector: dict[str, Any]) -> None
     assert 0 <= caught.value.offset <= len(data)
 
 
-@pytest.mark.parametrize("data", made_quotes(), ids=len)
+@every_case("data", made_quotes(), ids=len)
 def test_quote_of_every_version_and_body_is_read(data: bytes) -> None:
     """Versions and bodies without a captured sample are read by their layout."""
     quote = Quote.parse(data)
@@ -172,17 +172,15 @@ def test_enclave_report_key_separation_fields() -> None:
     assert QeReport is EnclaveReport
 
 
-@pytest.mark.parametrize(
-    "quote", [made_quote(3, 0), made_quote(4, 0), made_quote(5, 0, 1)], ids=len
-)
-@pytest.mark.parametrize("name", ["mrtd", "rtmrs"])
+@every_case("quote", [made_quote(3, 0), made_quote(4, 0), made_quote(5, 0, 1)], ids=len)
+@every_case("name", ["mrtd", "rtmrs"])
 def test_enclave_quote_registers_are_not_applicable(quote: bytes, name: str) -> None:
     """Access to a TD's registers of an SGX quote is a usage error."""
     with raises(UsageError, "not_applicable"):
         getattr(Quote.parse(quote), name)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("quote", "reason", "offset"),
     [
         (made_quote(2), "version", 0),
@@ -266,7 +264,7 @@ def test_quote_repr_is_one_short_line() -> None:
     assert repr(Quote.parse(made_quote(3, 0))).startswith("<Quote v3 SGX, ")
 
 
-@pytest.mark.parametrize("data", made_quotes(), ids=len)
+@every_case("data", made_quotes(), ids=len)
 def test_quote_to_dict_has_every_field(data: bytes) -> None:
     """to_dict returns every field once, in JSON types."""
     quote = Quote.parse(data)
@@ -279,7 +277,7 @@ def test_quote_to_dict_has_every_field(data: bytes) -> None:
     assert "raw" not in fields["qe_report"]
 
 
-@pytest.mark.parametrize("data", ["00", bytearray(made_quote()), memoryview(made_quote()), None])
+@every_case("data", ["00", bytearray(made_quote()), memoryview(made_quote()), None])
 def test_quote_of_other_type_is_usage_error(data: object) -> None:
     """A quote is bytes."""
     with raises(UsageError, "wrong_type"):
@@ -308,7 +306,7 @@ def test_parse_many_keeps_order_and_names_invalid_quote() -> None:
         Quote.parse_many([quotes[0], untyped("00")])
 
 
-@pytest.mark.parametrize("size", [0, 47, 49, 383, 385, 583, 585, 647, 649])
+@every_case("size", [0, 47, 49, 383, 385, 583, 585, 647, 649])
 def test_quote_part_of_wrong_size_fails(size: int) -> None:
     """A header, a body and a report have fixed sizes."""
     for part in (QuoteHeader, TdQuoteBody, EnclaveReport):
@@ -318,7 +316,7 @@ def test_quote_part_of_wrong_size_fails(size: int) -> None:
             part.parse(untyped(bytearray(size)))
 
 
-@pytest.mark.parametrize("kind", [1, 2, 3, 4])
+@every_case("kind", [1, 2, 3, 4])
 def test_quote_pck_chain_of_other_certification_is_empty(kind: int) -> None:
     """Certification data of other types contain no chain."""
     assert Quote.parse(made_quote(certification=(kind, b"\x30\0"))).pck_chain == ()

@@ -129,7 +129,7 @@ def test_pad_keeps_data_and_appends_zeros(data: bytes) -> None:
     assert not any(padded[len(data) :])
 
 
-@pytest.mark.parametrize("size", [65, 66, 128, 4096])
+@every_case("size", [65, 66, 128, 4096])
 def test_report_data_over_64_bytes_fails(size: int) -> None:
     """More than 64 bytes are rejected with the agent's text by every constructor."""
     inputs: list[tuple[Callable[[Any], bytes], str | bytes]] = [
@@ -143,7 +143,7 @@ def test_report_data_over_64_bytes_fails(size: int) -> None:
         assert str(caught.value) == "Report data is too long"
 
 
-@pytest.mark.parametrize("data", [bytearray(4), memoryview(b"abcd"), "text", None, 5])
+@every_case("data", [bytearray(4), memoryview(b"abcd"), "text", None, 5])
 def test_report_data_of_other_type_is_usage_error(data: Any) -> None:
     """Mutable buffers and other types are rejected."""
     with raises(UsageError, "wrong_type"):
@@ -152,7 +152,7 @@ def test_report_data_of_other_type_is_usage_error(data: Any) -> None:
         ReportData.bind("tag", data)
 
 
-@pytest.mark.parametrize("size", [0, 4, 63, 65])
+@every_case("size", [0, 4, 63, 65])
 def test_bind_raw_requires_64_bytes(size: int) -> None:
     """With algorithm "raw" the content is the report data, and the tag is ignored."""
     assert ReportData.bind("any", b"*" * 64, "raw") == b"*" * 64
@@ -161,7 +161,7 @@ def test_bind_raw_requires_64_bytes(size: int) -> None:
     assert str(caught.value) == "invalid content length"
 
 
-@pytest.mark.parametrize("algorithm", ["md5", "SHA512", "RAW", "sha-512", " ", "none"])
+@every_case("algorithm", ["md5", "SHA512", "RAW", "sha-512", " ", "none"])
 def test_bind_with_unknown_algorithm_fails(algorithm: str) -> None:
     """An unknown name is rejected with the agent's text."""
     with pytest.raises(UsageError) as caught:
@@ -185,9 +185,7 @@ def test_from_hex_and_from_text_validate_text() -> None:
         ReportData.bind("\ud800", b"")
 
 
-@pytest.mark.parametrize(
-    "data", [b"ab" * 16, b"AB" * 32, b"0x" + b"0123456789abcdef" * 2, b"00" * 20]
-)
+@every_case("data", [b"ab" * 16, b"AB" * 32, b"0x" + b"0123456789abcdef" * 2, b"00" * 20])
 def test_pad_of_hex_text_warns(data: bytes) -> None:
     """Hex digits are used as bytes, with a warning that names `from_hex`."""
     with pytest.warns(ReportDataWarning, match="from_hex") as caught:
@@ -204,9 +202,7 @@ def test_pad_warning_is_shown_once_per_location() -> None:
     assert len(caught) == 1
 
 
-@pytest.mark.parametrize(
-    "data", [b"ab" * 15, b"ab" * 31 + b"x", b"abc" * 11, b"nonce", bytes(32), b"g" * 32]
-)
+@every_case("data", [b"ab" * 15, b"ab" * 31 + b"x", b"abc" * 11, b"nonce", bytes(32), b"g" * 32])
 def test_pad_of_other_bytes_does_not_warn(data: bytes) -> None:
     """Short text, odd lengths, other letters and raw hashes cause no warning."""
     ReportData.pad(data)  # warnings are errors in tests
@@ -222,7 +218,7 @@ def test_for_app_key_matches_agent(case: dict[str, Any]) -> None:
     assert found.rstrip(b"\0").decode() == case["report_data_text"]
 
 
-@pytest.mark.parametrize("algorithm", ["", "rsa", "secp256k1_prehashed", "ED25519"])
+@every_case("algorithm", ["", "rsa", "secp256k1_prehashed", "ED25519"])
 def test_for_app_key_with_other_algorithm_fails(algorithm: str) -> None:
     """Only algorithms of signing keys are accepted."""
     with raises(UsageError, "unsupported_algorithm") as caught:

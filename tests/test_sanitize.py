@@ -26,7 +26,7 @@ LONG = "x" * 5000
 HUGE = 10**4000
 
 
-@pytest.mark.parametrize("text", [HOSTILE, LONG, LONG + HOSTILE, "\ud800"])
+@every_case("text", [HOSTILE, LONG, LONG + HOSTILE, "\ud800"])
 def test_shown_text_is_printable_and_short(text: str) -> None:
     """Any text is shown printable and short."""
     for shown in (_sanitize.shown(text), _sanitize.key(text), _sanitize.one_line(text, 64)):
@@ -113,7 +113,7 @@ def test_reader_error_with_untrusted_text_is_one_short_line(
     assert len(str(caught.value)) < 1000
 
 
-@pytest.mark.parametrize(
+@every_case(
     "read",
     [
         lambda: AppCompose.parse(make_compose(manifest_version=HUGE)),

@@ -19,7 +19,7 @@ SEED = bytes(range(32))
 ROOTS = simulated_roots(SEED)
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@every_case("platform", PLATFORMS)
 def test_roots_are_those_of_the_simulator(platform: str) -> None:
     """The function and the simulator of a seed have the same roots, which its evidence needs."""
     with attestkit.open("simulator", seed=SEED, platform=platform) as tee:

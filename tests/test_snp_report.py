@@ -121,7 +121,7 @@ def test_snp_report_signature_is_valid(vector: dict[str, Any]) -> None:
     key.verify(encode_dss_signature(r, s), report.signed_region, ECDSA(SHA384()))
 
 
-@pytest.mark.parametrize("version", [2, 3, 4, 5])
+@every_case("version", [2, 3, 4, 5])
 def test_snp_report_fields_of_every_version(version: int) -> None:
     """Each version has its fields at their offsets; absent fields are zero."""
     raw = bytes(make_report(version))
@@ -251,7 +251,7 @@ def test_snp_report_policy_has_26_bits() -> None:
     assert SnpReport.parse(bytes(report)).policy >> 24 == 0b11
 
 
-@pytest.mark.parametrize("version", [2, 3, 4, 5])
+@every_case("version", [2, 3, 4, 5])
 def test_snp_report_with_reserved_byte_set_fails(version: int) -> None:
     """Each reserved byte of a version must be zero."""
     for offset in (
@@ -262,7 +262,7 @@ def test_snp_report_with_reserved_byte_set_fails(version: int) -> None:
         assert rejection_of(bytes(report)) == ("wrong_value", offset)
 
 
-@pytest.mark.parametrize("report", ["00", bytearray(1184), None, with_false_length(b"\x81", 1184)])
+@every_case("report", ["00", bytearray(1184), None, with_false_length(b"\x81", 1184)])
 def test_snp_report_of_other_type_is_usage_error(report: object) -> None:
     """A report is bytes."""
     with raises(UsageError, "wrong_type"):

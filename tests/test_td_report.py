@@ -11,6 +11,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.quote import TdQuoteBody
 from attestkit.td_report import TdReport
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.quotes import PATTERN
 from tests.untyped import untyped, with_false_length
 from tests.vectors import data, load, needs_shared, path_of
@@ -85,8 +86,8 @@ def test_td_report_of_other_bytes_fails(vector: dict[str, Any]) -> None:
     assert rejection_of(data(vector["path"])) == ("wrong_value", 0)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3])
-@pytest.mark.parametrize("valid", [0x1FF, 0x301FF])
+@every_case("version", [0, 1, 3])
+@every_case("valid", [0x1FF, 0x301FF])
 def test_td_report_fields_of_every_version(version: int, valid: int) -> None:
     """Each version has its fields at their offsets; absent fields are zero."""
     raw = update_hashes(make_report(version, valid))
@@ -127,7 +128,7 @@ def test_td_report_of_wrong_size_fails() -> None:
         assert rejection_of(report[:size]) == ("wrong_size", min(size, 1024))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("offset", "value", "reason", "field"),
     [
         (0, 0x80, "wrong_value", 0),
@@ -146,8 +147,8 @@ def test_td_report_with_undefined_value_fails(
     assert rejection_of(update_hashes(report)) == (reason, field)
 
 
-@pytest.mark.parametrize("version", [0, 1, 3])
-@pytest.mark.parametrize("valid", [0x1FF, 0x301FF])
+@every_case("version", [0, 1, 3])
+@every_case("valid", [0x1FF, 0x301FF])
 def test_td_report_with_reserved_byte_set_fails(version: int, valid: int) -> None:
     """Each reserved byte of a version must be zero, even with a valid hash."""
     ranges = [*RESERVED]
@@ -174,7 +175,7 @@ def test_td_report_with_changed_hashed_byte_fails() -> None:
             assert rejection_of(bytes(report)) == ("inconsistent", field)
 
 
-@pytest.mark.parametrize("report", ["00", bytearray(1024), None, with_false_length(b"\x81", 1024)])
+@every_case("report", ["00", bytearray(1024), None, with_false_length(b"\x81", 1024)])
 def test_td_report_of_other_type_is_usage_error(report: object) -> None:
     """A report is bytes."""
     with raises(UsageError, "wrong_type"):

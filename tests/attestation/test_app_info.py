@@ -360,7 +360,7 @@ def test_app_info_from_invalid_msgpack_fails(raw: bytes, reason: str) -> None:
         AppInfo.from_msgpack(raw)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "change",
     [
         {"app_id": None},

@@ -30,6 +30,7 @@ from tests.attestation.samples import (
     is_rejected,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, load, needs_shared
 
 SIMULATOR: dict[str, Any] = load("attestation_v0_simulator.json")
@@ -197,7 +198,7 @@ def test_decode_error_matches_upstream_text(row: dict[str, str]) -> None:
     assert str(pickle.loads(pickle.dumps(caught.value))) == row["error"]
 
 
-@pytest.mark.parametrize("first", [1, 0x7F, 0x90, 0xD8, 0xDA, 0xDD, 0xFF])
+@every_case("first", [1, 0x7F, 0x90, 0xD8, 0xDA, 0xDD, 0xFF])
 def test_from_bytes_of_unknown_first_byte_fails(first: int) -> None:
     """The first byte selects the encoding; other values are rejected."""
     with raises(FormatError, "unrecognized"):
@@ -227,14 +228,14 @@ def test_to_bytes_over_reader_limits_is_usage_error() -> None:
     assert Attestation.from_bytes(most.to_bytes()) == most
 
 
-@pytest.mark.parametrize("value", [bytearray(FIXTURE), memoryview(FIXTURE), "00", None])
+@every_case("value", [bytearray(FIXTURE), memoryview(FIXTURE), "00", None])
 def test_from_bytes_of_other_type_is_usage_error(value: Any) -> None:
     """Evidence is bytes."""
     with pytest.raises(UsageError):
         Attestation.from_bytes(value)
 
 
-@pytest.mark.parametrize(("evidence", "name"), list(zip(KINDS, NAMES, strict=True)))
+@every_case(("evidence", "name"), list(zip(KINDS, NAMES, strict=True)))
 def test_platform_properties_of_each_kind(evidence: Evidence, name: str) -> None:
     """The name identifies the platform; absent fields are None or empty."""
     attestation = Attestation(evidence)
@@ -257,7 +258,7 @@ def test_evidence_of_different_platforms_is_not_equal() -> None:
     assert enclave != "evidence"
 
 
-@pytest.mark.parametrize("evidence", [*KINDS, V2, POD])
+@every_case("evidence", [*KINDS, V2, POD])
 def test_attestation_pickles(evidence: Evidence) -> None:
     """Pickling keeps evidence and encoding."""
     encoded = Attestation(evidence).to_bytes("v1")
@@ -315,7 +316,7 @@ def test_report_data_of_other_size_is_usage_error(fixture: Attestation) -> None:
         fixture.with_report_data(bytes(65))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "event",
     [
         WireEvent(4, 10, bytes(48), "", b""),

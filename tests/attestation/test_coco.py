@@ -183,7 +183,7 @@ def test_coco_malformed_member_has_reason(members: dict[str, Any], reason: str) 
     assert str(caught.value).startswith("CoCo evidence")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("numbers", "reason"),
     [
         ([256], "wrong_value"),
@@ -232,7 +232,7 @@ QUOTE = read_bincode_quote(
 )
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("evidence", "reason"),
     [
         (Evidence(parts.Tdx(b"", ()), Stack(EXTRA, (), "")), "not_applicable"),
@@ -290,7 +290,7 @@ def test_coco_generic_tpm_decodes_and_encodes() -> None:
     assert json.loads(found.to_bytes()) == tpm_fields()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("members", "reason"),
     [
         ({"ak_public": ""}, "missing"),

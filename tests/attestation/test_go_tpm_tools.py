@@ -197,7 +197,7 @@ def test_evidence_without_quote_or_with_long_nonce_is_refused() -> None:
         Attestation.from_bytes(GoTpmToolsMessage(public, (long,)).encode())
 
 
-@pytest.mark.parametrize("raw", [b"\n{}", b"\n[]", b"\n\n{ }", b"\n[\0\1", b"\n", b"\n\x80\1\0"])
+@every_case("raw", [b"\n{}", b"\n[]", b"\n\n{ }", b"\n[\0\1", b"\n", b"\n\x80\1\0"])
 def test_text_that_begins_with_a_line_feed_is_not_a_message(raw: bytes) -> None:
     """JSON after a line feed is still JSON."""
     with pytest.raises(FormatError) as caught:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit.attestation.snp import SnpCertificates
 from attestkit.errors import FormatError
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 # Byte order of RFC 4122, not that of Windows.
@@ -71,9 +72,7 @@ def test_snp_certificates_of_amd_chain_are_read() -> None:
     assert (found.vlek, found.crl, found.others) == (None, None, ())
 
 
-@pytest.mark.parametrize(
-    "content", [b"", bytes(24), bytes(16384), make_table((VCEK, b""), (UNKNOWN, b""))]
-)
+@every_case("content", [b"", bytes(24), bytes(16384), make_table((VCEK, b""), (UNKNOWN, b""))])
 def test_snp_certificates_of_empty_table_are_none(content: bytes) -> None:
     """No bytes, a zero entry, a zeroed buffer, and entries of length 0 mean no certificates."""
     assert SnpCertificates.parse(content) == SnpCertificates()
@@ -122,7 +121,7 @@ def test_snp_certificates_without_zero_entry_fails() -> None:
     assert rejection_of(make_entry(VCEK, 48, 0) + bytes(23) + b"\1") == ("truncated", 48)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("offset", "length", "expected"),
     [
         (0, 5, ("wrong_value", 16)),
@@ -153,7 +152,7 @@ def test_snp_certificates_at_edges_of_contents_are_read() -> None:
     assert SnpCertificates.parse(make_entry(VCEK, 53, 0) + bytes(24) + DER).vcek is None
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("content", "reason"),
     [
         (b"\x31\x00", "encoding"),

@@ -159,7 +159,7 @@ def test_event_log_is_the_same_object_until_it_grows() -> None:
 # -- platform errors ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("answer", "reason"),
     [
         (lambda _: b"", "malformed_response"),
@@ -194,7 +194,7 @@ def test_backend_error_is_raised_unchanged() -> None:
         tee.get_quote(b"")
 
 
-@pytest.mark.parametrize("area", [b"\0", b"CCEL", bytes(range(256)), "text"])
+@every_case("area", [b"\0", b"CCEL", bytes(range(256)), "text"])
 def test_malformed_boot_log_is_a_backend_error(area: Any) -> None:
     """A quote alone can still be made."""
     backend = FakeRegisterBackend()
@@ -262,9 +262,7 @@ def test_emit_event_invalid_name_is_rejected(name: str) -> None:
         tee.attest(report_data=bytes(64))
 
 
-@pytest.mark.parametrize(
-    ("name", "payload"), [(b"bytes", b""), (["a"], b""), ("a", "text"), ("a", bytearray())]
-)
+@every_case(("name", "payload"), [(b"bytes", b""), (["a"], b""), ("a", "text"), ("a", bytearray())])
 def test_emit_event_invalid_type_is_rejected(name: Any, payload: Any) -> None:
     """A name is a str, a payload is bytes."""
     with open_attester("simulator") as tee, pytest.raises(UsageError):

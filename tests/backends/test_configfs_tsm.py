@@ -158,7 +158,7 @@ def test_snp_report_includes_certificates() -> None:
     assert backend.read_event_log() == b""
 
 
-@pytest.mark.parametrize("size", [0, 1183, 1185, 4000])
+@every_case("size", [0, 1183, 1185, 4000])
 def test_snp_report_size_must_be_1184(size: int) -> None:
     """Other sizes are a malformed response."""
     kernel = snp()
@@ -213,7 +213,7 @@ def test_svsm_manifest_only_with_service_provider() -> None:
 _GUID = "c4f2a0e0-1b2c-4d5e-8f90-0123456789ab"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "reason"),
     [
         ({"privlevel": -1}, "out_of_range"),

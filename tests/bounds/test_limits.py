@@ -240,7 +240,7 @@ def test_ccel_file_over_limit_is_rejected(tmp_path: Path) -> None:
 LONG = "k" * 100_000
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("read", "data"),
     [
         (mr_config.MrConfig.parse, f'{{"{LONG}":0}}'.encode()),

@@ -12,6 +12,7 @@ import pytest
 from attestkit.__main__ import main
 from attestkit.serve.config import command_line
 from tests.cli.command_table import list_programs
+from tests.runner.cases import every_case
 
 # Options whose values differ between commands, and why.
 EXCEPTIONS: Final = {
@@ -28,7 +29,7 @@ def _options(name: str) -> Iterator[tuple[str, click.Option]]:
                 yield words, parameter
 
 
-@pytest.mark.parametrize("words", sorted(PROGRAMS.keys() - {"serve"}))
+@every_case("words", sorted(PROGRAMS.keys() - {"serve"}))
 def test_help_fits_screen(words: str) -> None:
     """Help has at most 80 columns and 50 lines, that of `measure` 40; options have a text."""
     command = PROGRAMS[words]

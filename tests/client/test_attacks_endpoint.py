@@ -12,6 +12,7 @@ from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit.client.local_proxy import LocalProxy
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.testing import AttestedServer
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 Make = Callable[..., AttestedServer]
@@ -43,7 +44,7 @@ def test_proof_ends_with_the_certificate(attested_server: Make) -> None:
         assert endpoint.proof.valid_until <= end
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("target", "hosts"),
     [
         (b"http://evil.example/", [b"127.0.0.1:8337"]),

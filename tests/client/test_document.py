@@ -186,7 +186,7 @@ def test_other_members_are_refused(members: dict[str, Any], reason: str) -> None
         read_document(with_members(unverified(), **members), NONCE)
 
 
-@pytest.mark.parametrize("member", ["certificates", "version", "statement", "evidence"])
+@every_case("member", ["certificates", "version", "statement", "evidence"])
 def test_null_is_no_value(member: str) -> None:
     """JSON's null is not the same as a missing member."""
     fields = {**json.loads(unverified()), member: None}
@@ -202,7 +202,7 @@ def test_duplicate_member_is_refused() -> None:
             read_document(twice + body[1:], NONCE)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"null", b'"text"', b"\xff", b"[" * 10_000])
+@every_case("body", [b"", b"[]", b"null", b'"text"', b"\xff", b"[" * 10_000])
 def test_what_is_no_document_is_refused(body: bytes) -> None:
     """Other bytes, JSON or not, are refused."""
     with pytest.raises(FormatError):
@@ -270,7 +270,7 @@ def test_other_statements_are_refused(change: Change, reason: str) -> None:
         read_document(with_statement(unverified(), fields), NONCE)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         json.dumps,  # spaces, and escapes of letters

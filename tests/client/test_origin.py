@@ -1,6 +1,5 @@
 """URLs of servers: https alone, without what would be lost or leak."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,7 +10,7 @@ from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("url", "expected", "authority"),
     [
         ("https://a.example", Origin("a.example", 443), "a.example"),

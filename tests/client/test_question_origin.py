@@ -5,6 +5,7 @@ import pytest
 from attestkit.client.origin import Origin, origin_of_question
 from attestkit.errors import UsageError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 @pytest.mark.parametrize("host", ["a.example", "::1"])
@@ -19,7 +20,7 @@ def test_another_server() -> None:
     assert origin_of_question("https://b.example", own) == Origin("b.example", 443)
 
 
-@pytest.mark.parametrize("text", [":", ":x", ":0", ":99999", "http://b.example", ":1@b.example"])
+@every_case("text", [":", ":x", ":0", ":99999", "http://b.example", ":1@b.example"])
 def test_malformed_origin(text: str) -> None:
     """Neither a port nor an https URL: refused."""
     with raises(UsageError, "wrong_value", "plain_http"):

@@ -9,6 +9,7 @@ import pytest
 import attestkit
 from attestkit.errors import UsageError
 from attestkit.testing import AttestedServer
+from tests.runner.cases import every_case
 
 
 def test_evidence_headers_are_sent_and_told(
@@ -55,7 +56,7 @@ def test_open_fields_need_a_service_that_seals_fields(
     assert server.documents == 0
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "value", "reason"),
     [
         ("timeout", 0, "out_of_range"),

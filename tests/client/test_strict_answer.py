@@ -36,7 +36,7 @@ def test_limits_of_size_and_depth() -> None:
     assert reason_of(lambda: read_answer_object(large, "answer")) == "too_large"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("answer", "reason"),
     [
         (b"", "syntax"),

@@ -106,7 +106,7 @@ def test_validity_is_aware_utc() -> None:
     assert SAMPLE.valid_from.tzinfo is timezone.utc
 
 
-@pytest.mark.parametrize("part", NARROWED)
+@every_case("part", NARROWED)
 def test_validity_is_narrowed_by_each_part(part: str) -> None:
     """Each body and CRL can narrow the validity."""
     collateral = PKI.collateral(NOW, NARROWED[part])
@@ -145,15 +145,15 @@ def test_from_json_invalid_field_is_named(name: str, value: object, reason: str)
         Collateral.from_json(edit_json(**{name: value}))
 
 
-@pytest.mark.parametrize("name", [name for name in FIELDS if not name.endswith("_signature")])
+@every_case("name", [name for name in FIELDS if not name.endswith("_signature")])
 def test_from_json_field_of_1_mib_is_accepted(name: str) -> None:
     """A field may have 1 MiB, except signatures."""
     collateral = Collateral.from_json(edit_json(**{name: fill(name) * LIMIT}))
     assert len(getattr(collateral, name)) == LIMIT
 
 
-@pytest.mark.parametrize("size", [63, 65])
-@pytest.mark.parametrize("name", ["tcb_info_signature", "qe_identity_signature"])
+@every_case("size", [63, 65])
+@every_case("name", ["tcb_info_signature", "qe_identity_signature"])
 def test_collateral_signature_must_have_64_bytes(name: str, size: int) -> None:
     """The error names a signature that does not have 64 bytes."""
     with raises(CollateralError, "malformed", start=f"{name}: "):
@@ -174,7 +174,7 @@ def test_constructor_wrong_type_is_named(name: str, value: object) -> None:
         replace_field(name, value)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason"),
     [
         ("[]", "malformed"),
@@ -204,7 +204,7 @@ def test_from_json_keeps_pck_chain_and_ignores_unknown_fields() -> None:
         Collateral.from_json(edit_json(pck_certificate_chain=5))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "value"),
     [
         ("tcb_info", "no json"),

@@ -24,6 +24,7 @@ from tests.collateral.http_server import (
 )
 from tests.collateral.services import COLLATERAL, QUOTE, TCB, Service
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 CHUNKED: Final = OK + b"Transfer-Encoding: chunked\r\n\r\n"
 
@@ -167,7 +168,7 @@ def test_getter_unreachable_server_is_named(create_server: CreateServer) -> None
     assert get_reason("http://no-such-host.invalid") == "fetch_failed"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "url",
     [
         "file:///etc/passwd",

@@ -31,6 +31,7 @@ from attestkit.collateral.pccs_client import Platform
 from attestkit.collateral.responses import Response
 from tests.collateral.services import BASE, NOW, PKI, QUOTE, SERVED, Service, respond
 from tests.pki.certificates import name_of
+from tests.runner.cases import every_case
 
 DAY: Final = timedelta(days=1)
 PARTS: Final = {
@@ -105,7 +106,7 @@ def refetch(source: CollateralSource) -> Collateral:
 # -- merging parts ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", PARTS)
+@every_case("part", PARTS)
 def test_merge_newest_replaces_older_part(part: str) -> None:
     """Only the older part is replaced, with its signature and chain."""
     older_fields = {name: getattr(OLD, name) for name in PARTS[part]}

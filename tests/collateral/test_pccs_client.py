@@ -62,7 +62,7 @@ def test_fetch_returns_served_collateral() -> None:
     assert sorted(service.urls) == sorted(URLS.values())
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("url", "base"),
     [
         ("http://h", "http://h"),
@@ -227,7 +227,7 @@ def test_fetch_error_status_has_remedy(path: str, status: int, remedy: str) -> N
     assert text == f"HTTP status {status}; {remedy}"
 
 
-@pytest.mark.parametrize("path", URLS)
+@every_case("path", URLS)
 def test_fetch_getter_exception_is_named(path: str) -> None:
     """An exception of a getter becomes a CollateralError; an AttestKitError is unchanged."""
 
@@ -300,7 +300,7 @@ def test_fetch_malformed_body_is_named(path: str, body: bytes) -> None:
     get_error_text(path, lambda response: response._replace(body=body), "malformed")
 
 
-@pytest.mark.parametrize("path", URLS)
+@every_case("path", URLS)
 def test_fetch_body_over_1_mib_is_named(path: str) -> None:
     """A body over 1 MiB is rejected before it is parsed."""
     get_error_text(path, lambda r: r._replace(body=b" " * (BODY_LIMIT + 1)), "too_large")

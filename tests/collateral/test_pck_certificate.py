@@ -23,6 +23,7 @@ from tests.collateral.services import (
     replace_headers,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 
@@ -51,7 +52,7 @@ def test_fetch_unknown_platform_makes_one_request() -> None:
         assert [urlsplit(url).path for url in service.urls] == [path]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "reason", "fragment"),
     [
         (lambda r: r._replace(status=404), "fetch_failed", "404"),

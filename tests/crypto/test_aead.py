@@ -1,12 +1,12 @@
 """AES-256-GCM: published ciphertext, and no plaintext from altered input."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from attestkit._crypto.aead import aes_gcm_decrypt, aes_gcm_encrypt
 from attestkit.errors import UsageError, VerificationError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 KEY, IV = bytes(range(32)), bytes(range(12))
 
@@ -39,7 +39,7 @@ def test_aes_gcm_of_altered_input_fails() -> None:
             aes_gcm_decrypt(key, iv, altered)
 
 
-@pytest.mark.parametrize(("key", "iv"), [(31, 12), (16, 12), (33, 12), (32, 11), (32, 16), (0, 0)])
+@every_case(("key", "iv"), [(31, 12), (16, 12), (33, 12), (32, 11), (32, 16), (0, 0)])
 def test_aes_gcm_of_other_sizes_is_usage_error(key: int, iv: int) -> None:
     """Only keys of 32 bytes and IVs of 12 bytes are accepted."""
     for call in (aes_gcm_encrypt, aes_gcm_decrypt):

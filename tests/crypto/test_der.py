@@ -13,6 +13,7 @@ from attestkit._crypto.der import (
 )
 from attestkit.errors import FormatError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def reader_of(text: str) -> DerReader:
@@ -20,7 +21,7 @@ def reader_of(text: str) -> DerReader:
     return DerReader(bytes.fromhex(text))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "value"),
     [
         ("020100", 0),
@@ -37,7 +38,7 @@ def test_read_integer_returns_signed_value(text: str, value: int) -> None:
     reader.finish()
 
 
-@pytest.mark.parametrize("text", ["0200", "02020000", "0202007f", "0202ffff", "0221" + "01" * 33])
+@every_case("text", ["0200", "02020000", "0202007f", "0202ffff", "0221" + "01" * 33])
 def test_read_integer_of_invalid_encoding_fails(text: str) -> None:
     """Empty, padded and oversized integers are rejected."""
     with raises(FormatError, "wrong_size", "not_canonical", offset=0):
@@ -58,7 +59,7 @@ def test_read_of_other_types_returns_values() -> None:
     assert context(3) == 0xA3
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "method"),
     [
         ("010101", DerReader.boolean),
@@ -76,7 +77,7 @@ def test_read_of_invalid_value_fails(text: str, method: Callable[[DerReader], ob
         method(reader_of(text))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "offset"),
     [
         ("", 0),
@@ -96,7 +97,7 @@ def test_read_of_invalid_length_fails_naming_offset(text: str, offset: int) -> N
     assert caught.value.offset == offset
 
 
-@pytest.mark.parametrize("size", [0, 127, 128, 255, 256, 65535, 65536])
+@every_case("size", [0, 127, 128, 255, 256, 65535, 65536])
 def test_read_of_length_at_encoding_boundary(size: int) -> None:
     """Each length has one minimal encoding."""
     width = (size.bit_length() + 7) // 8
@@ -114,7 +115,7 @@ def test_read_of_inner_element_past_outer_end_fails() -> None:
         short.content(OCTET_STRING)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "dotted"),
     [
         ("551d13", "2.5.29.19"),
@@ -128,7 +129,7 @@ def test_read_oid_returns_dotted_name(text: str, dotted: str) -> None:
     assert dotted_oid(bytes.fromhex(text)) == dotted
 
 
-@pytest.mark.parametrize("text", ["", "80", "8001", "5580", "558001", "55" + "01" * 64])
+@every_case("text", ["", "80", "8001", "5580", "558001", "55" + "01" * 64])
 def test_read_oid_of_invalid_encoding_fails(text: str) -> None:
     """Empty, truncated, padded and oversized identifiers are rejected."""
     with raises(FormatError, "syntax", "not_canonical"):

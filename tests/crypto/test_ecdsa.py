@@ -28,6 +28,7 @@ from attestkit._crypto.ed25519 import Ed25519Key
 from attestkit._crypto.pem import encode_pem
 from attestkit.errors import FormatError, SignatureError, UsageError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 K256_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
@@ -137,7 +138,7 @@ def test_k256_recover_of_high_s_fails() -> None:
         ecdsa.k256_recover(other, DIGEST)
 
 
-@pytest.mark.parametrize("recovery_id", [*range(4, 8), 27, 28, 31, 128, 255])
+@every_case("recovery_id", [*range(4, 8), 27, 28, 31, 128, 255])
 def test_k256_recover_of_other_recovery_id_fails(recovery_id: int) -> None:
     """A recovery id is 0 to 3, without the offset of other encodings."""
     signature = K256Key(SECRET).sign_recoverable(DIGEST)
@@ -197,7 +198,7 @@ def test_p256_from_other_pem_fails_naming_its_type() -> None:
             P256Key.from_pem(text)
 
 
-@pytest.mark.parametrize("size", [0, 1, 31, 33])
+@every_case("size", [0, 1, 31, 33])
 def test_p256_from_pem_of_invalid_ed25519_key_fails(size: int) -> None:
     """An invalid Ed25519 key is rejected; cryptography reports it as an internal error."""
     der = bytes([0x30, 14 + size]) + bytes.fromhex("020100300506032b6570")

@@ -13,6 +13,7 @@ from attestkit._crypto.key_pairs import EcKeyPair, RsaKeyPair
 from attestkit._crypto.public_key import rsa_oaep_encrypt
 from attestkit.errors import SignatureError, UsageError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 PAIR = RsaKeyPair(b"\1" * 32, 2048)
 OTHER = RsaKeyPair(b"\2" * 32, 2048)
@@ -48,7 +49,7 @@ def test_rsa_key_is_a_function_of_its_seed() -> None:
     assert repr(PAIR) == f"RsaKeyPair(spki={PAIR.spki.hex()})"
 
 
-@pytest.mark.parametrize("bits", [0, 1024, 2047, 3072])
+@every_case("bits", [0, 1024, 2047, 3072])
 def test_other_sizes_are_refused(bits: int) -> None:
     """Keys have 2048 or 4096 bits."""
     with raises(UsageError, "out_of_range"):

@@ -2,7 +2,6 @@
 
 import pickle
 
-import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.hashes import SHA384
@@ -17,6 +16,7 @@ from attestkit._crypto.p384 import (
 )
 from attestkit.errors import SignatureError, UsageError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 KEY = ec.generate_private_key(ec.SECP384R1())
 DATA = b"signed data"
@@ -37,7 +37,7 @@ def test_p384_verify_accepts_raw_and_der() -> None:
     p384_verify_der(spki(KEY), IN_DER, DATA)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "signature",
     [
         b"",

@@ -2,7 +2,6 @@
 
 import ssl
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from attestkit._crypto.pem import (
 )
 from attestkit.errors import FormatError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 @given(st.binary(max_size=300))
@@ -36,7 +36,7 @@ def test_split_pem_returns_certificates_in_order() -> None:
     assert split_pem(text) == [b"first", b"second" * 20]
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         "",

@@ -3,7 +3,6 @@
 import pickle
 from hashlib import sha256
 
-import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.padding import MGF1, PSS, AsymmetricPadding, PKCS1v15
 from cryptography.hazmat.primitives.hashes import SHA256, SHA384
@@ -13,6 +12,7 @@ from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.public_key import rsa_pss_verify
 from attestkit.errors import SignatureError, UsageError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 KEY = rsa.generate_private_key(65537, 2048)
 SHORT_BITS = 1024  # not used by AMD, so rejected
@@ -26,7 +26,7 @@ def spki(key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("padding", "algorithm"),
     [
         (PSS(MGF1(SHA384()), 32), SHA384()),

@@ -9,6 +9,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit._formats import toml
+from tests.runner.cases import every_case
 
 ROOT = Path(__file__).resolve().parents[2]
 GITHUB = ROOT / ".github"
@@ -55,7 +56,7 @@ def test_workflow_calls_ci_script() -> None:
     assert all(f"--cap-add {name}" in options for name in ("SYS_ADMIN", "NET_ADMIN"))
 
 
-@pytest.mark.parametrize("page", HOW_TO, ids=lambda page: page.stem)
+@every_case("page", HOW_TO, ids=lambda page: page.stem)
 def test_files_of_a_how_to_page_exist(page: Path) -> None:
     """Each file or folder in code font is in the checkout."""
     named = _PATH.findall(page.read_text())

@@ -73,7 +73,7 @@ def test_app_compose_hash_depends_on_bytes() -> None:
     assert (one.name, one.runner) == (two.name, two.runner)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("written", "version"),
     [(1, 1), (2, 2), ("1", 1), (" 3\n", 3), ("4294967295", 4294967295)],
 )
@@ -106,7 +106,7 @@ def test_app_compose_accepts_agent_variants(changes: dict[str, Any]) -> None:
     parse_with(**changes)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "expected"),
     [
         ({"kms_enabled": True}, "kms"),
@@ -122,7 +122,7 @@ def test_app_compose_key_provider_precedence(changes: dict[str, Any], expected: 
     assert parse_with(**changes).key_provider == expected
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "expected"),
     [
         ({"tproxy_enabled": True}, True),
@@ -136,7 +136,7 @@ def test_app_compose_gateway_flag_names(changes: dict[str, Any], expected: bool)
     assert parse_with(**changes).gateway_enabled is expected
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("written", "size"),
     [
         (0, 0),
@@ -180,7 +180,7 @@ def test_app_compose_ports_and_volumes_have_defaults() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@every_case(
     "version",
     ["*", "0.5", ">=0.5.4", ">=0.5.4, <0.7", "^1.2.3-rc.1+build", "~1", "1.*", "=1.2.x", "> 1"],
 )
@@ -279,7 +279,7 @@ def test_invalid_values_cover_every_key() -> None:
     assert {key for changes, _, _ in WRONG for key in changes} == set(_File.__struct_fields__)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("more", "reason", "key"),
     [
         ('"x": 1, "x": 2', "duplicate", "x: "),
@@ -313,7 +313,7 @@ def test_parse_without_required_key_fails(key: str) -> None:
         AppCompose.parse(json.dumps(fields).encode())
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("raw", "reason"),
     [
         (b"", "syntax"),

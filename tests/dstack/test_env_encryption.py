@@ -127,7 +127,7 @@ def test_encrypt_takes_given_randomness() -> None:
     assert with_iv == text
 
 
-@pytest.mark.parametrize("public_key", ["", "00", PUBLIC.hex()[2:], PUBLIC.hex() + "00"])
+@every_case("public_key", ["", "00", PUBLIC.hex()[2:], PUBLIC.hex() + "00"])
 def test_encrypt_to_invalid_public_key_fails(public_key: str) -> None:
     """A public key is 32 bytes of hex."""
     with pytest.raises(UsageError):
@@ -228,7 +228,7 @@ def test_decrypt_over_total_limit_fails() -> None:
     assert list(skipped) == ["A"]
 
 
-@pytest.mark.parametrize("name", ["", "1a", "a-b", "a b", "é", "a\n", "A=B", "\0"])
+@every_case("name", ["", "1a", "a-b", "a b", "é", "a\n", "A=B", "\0"])
 def test_decrypt_of_allowed_name_invalid_in_shell_fails(name: str) -> None:
     """An allowed name must be a valid shell variable name."""
     with raises(FormatError, "wrong_value"):

@@ -15,6 +15,7 @@ from attestkit.backends.simulator.software_tpm.resource_manager import RawNode
 from attestkit.emulator.machine import REPORTS, Machine, Setup
 from attestkit.errors import UsageError
 from tests.backends.simulator.simulated_cases import NOW, SEED
+from tests.runner.cases import every_case
 
 GET_RANDOM = bytes.fromhex("80010000000c0000017b0008")
 READ_PCRS = bytes.fromhex("8001000000140000017e00000001000b03800000")  # PCR 7, SHA-256
@@ -217,7 +218,7 @@ def test_machine_has_the_files_of_its_cloud(platform: str) -> None:
     }
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("platform", "cloud"),
     [
         ("azure-snp", CloudConfig(stale_nonce=True)),

@@ -119,7 +119,7 @@ def test_to_json_escapes_names_minimally_and_round_trips() -> None:
     assert EventLog.from_json(json.dumps(json.loads(log.to_json()))) == log
 
 
-@pytest.mark.parametrize(
+@every_case(
     "extra",
     [
         {"unknown": [1, {"a": None}]},
@@ -181,21 +181,21 @@ def test_from_json_of_invalid_member_fails_naming_event(
     assert caught.value.message.startswith(f"event 2: {key.replace('event_type', 'event')}")
 
 
-@pytest.mark.parametrize("key", FIRMWARE)
+@every_case("key", FIRMWARE)
 def test_from_json_of_missing_member_fails(key: str) -> None:
     """A firmware event requires all five keys."""
     with raises(FormatError, "missing"):
         read_events({name: value for name, value in FIRMWARE.items() if name != key})
 
 
-@pytest.mark.parametrize("item", [None, 7, "text", [], [FIRMWARE]])
+@every_case("item", [None, 7, "text", [], [FIRMWARE]])
 def test_from_json_of_non_object_item_fails(item: Any) -> None:
     """An event is an object."""
     with raises(FormatError, "wrong_type"):
         read_events(FIRMWARE, item)
 
 
-@pytest.mark.parametrize("key", [*FIRMWARE, "unknown"])
+@every_case("key", [*FIRMWARE, "unknown"])
 def test_from_json_of_duplicate_member_fails(key: str) -> None:
     """Duplicate members are rejected, because readers disagree about which one counts."""
     twice = (

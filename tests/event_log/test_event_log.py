@@ -18,6 +18,7 @@ from attestkit.event_log.runtime_events import (
 )
 from attestkit.quote import Quote
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
@@ -217,7 +218,7 @@ def test_parse_of_runtime_lines_is_rtmr3_log() -> None:
 ACPI_TABLE = b"CCEL" + (56).to_bytes(4, "little") + bytes(48)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("log", "reason", "name"),
     [
         (ACPI_TABLE, "other_log", "ACPI table"),
@@ -250,7 +251,7 @@ def test_parse_of_tpm_log_names_tpm_log_class() -> None:
         assert "TpmEventLog" in caught.value.message
 
 
-@pytest.mark.parametrize("wrong", [bytearray(b"[]"), memoryview(b"[]"), None, [], 7])
+@every_case("wrong", [bytearray(b"[]"), memoryview(b"[]"), None, [], 7])
 def test_parse_of_other_type_is_usage_error(wrong: Any) -> None:
     """Mutable buffers and other types are rejected."""
     for read in (
@@ -267,7 +268,7 @@ def test_parse_of_other_type_is_usage_error(wrong: Any) -> None:
         EventLog.from_ccel(untyped("text"))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("event", "reason", "subject"),
     [
         (Event(4, 4, bytes(48), "", b""), "wrong_value", "imr"),
@@ -289,7 +290,7 @@ def test_log_of_invalid_event_is_rejected(event: Any, reason: str, subject: str)
         EventLog([Event(0, 4, bytes(48), "", b""), event])
 
 
-@pytest.mark.parametrize("registers", [(), (4,), (0, -1), ("0",), [None]])
+@every_case("registers", [(), (4,), (0, -1), ("0",), [None]])
 def test_check_without_registers_is_usage_error(registers: Any) -> None:
     """A check that compares no register must not pass."""
     with raises(UsageError, "out_of_range"):

@@ -170,7 +170,7 @@ def test_ima_log_matches_the_shortest_prefix() -> None:
     assert ImaLog.parse(b"").match("sha256", bytes(32)) is None
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("log", "reason"),
     [
         (b"\0" * 100, "unrecognized"),

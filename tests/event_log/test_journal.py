@@ -161,7 +161,7 @@ def register_after(*events: Event) -> bytes:
 LINE1, LINE2, LINE3 = map(runtime_line, (FIRST, SECOND, THIRD))
 
 
-@pytest.mark.parametrize("torn", [0, 1, 20, len(LINE2) - 1])
+@every_case("torn", [0, 1, 20, len(LINE2) - 1])
 def test_recovery_of_torn_line_completes_it(torn: int) -> None:
     """An extended event whose line was partly appended is appended completely."""
     world = world_with(LINE1 + LINE2[:torn], LINE2, register_after(FIRST, SECOND))
@@ -170,7 +170,7 @@ def test_recovery_of_torn_line_completes_it(torn: int) -> None:
     assert world.read(PENDING) is None
 
 
-@pytest.mark.parametrize("pending", [b"", LINE2[:9], LINE2[:-1], b"not JSON\n", LINE2])
+@every_case("pending", [b"", LINE2[:9], LINE2[:-1], b"not JSON\n", LINE2])
 def test_recovery_of_unextended_pending_event_drops_it(pending: bytes) -> None:
     """A pending event that the register does not contain is dropped."""
     world = world_with(LINE1, pending, register_after(FIRST))
@@ -178,7 +178,7 @@ def test_recovery_of_unextended_pending_event_drops_it(pending: bytes) -> None:
     assert world.read(PENDING) is None
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("log", "pending", "register"),
     [
         (LINE1, LINE2, register_after(THIRD)),
@@ -212,7 +212,7 @@ def test_emit_mismatch_error_has_both_values() -> None:
         world.journal().emit(NEXT)
 
 
-@pytest.mark.parametrize("log", [b"{}\n", b"\xff\n", LINE1 + b"[]\n", b'{"event":"a"}\n'])
+@every_case("log", [b"{}\n", b"\xff\n", LINE1 + b"[]\n", b'{"event":"a"}\n'])
 def test_read_of_damaged_log_fails(log: bytes) -> None:
     """One malformed line is an error for the whole log."""
     world = world_with(log, None, register_after(FIRST))

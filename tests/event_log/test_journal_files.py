@@ -27,6 +27,7 @@ from attestkit.event_log.journal_files import MAX_FILE_SIZE, QUEUE, OsFolder
 from attestkit.event_log.runtime_events import runtime_event, runtime_line
 from tests.event_log.journal_rig import ZERO, Register
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 FIRST = runtime_event("first", b"\x01")
 SECOND = runtime_event("second", b"")
@@ -175,8 +176,8 @@ def test_memory_journal_keeps_log_and_register_consistent() -> None:
     assert journal.events() == (THIRD, SECOND)
 
 
-@pytest.mark.parametrize("error_type", [BackendError, KeyboardInterrupt])
-@pytest.mark.parametrize("done", [False, True])
+@every_case("error_type", [BackendError, KeyboardInterrupt])
+@every_case("done", [False, True])
 def test_memory_journal_extend_failing_after_the_fact_records_event(
     error_type: type[BaseException], *, done: bool
 ) -> None:

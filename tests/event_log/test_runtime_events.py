@@ -78,7 +78,7 @@ def test_reserved_event_names_are_rejected() -> None:
     assert runtime_event("app-id", b"").name == "app-id"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arguments", "reason", "subject"),
     [
         (("a:b", b""), "wrong_value", "event name"),
@@ -185,7 +185,7 @@ def test_version_2_preimage_is_unique_json(name: str, payload: bytes) -> None:
     assert parse_runtime_lines(runtime_line(event) * 2) == (event, event)
 
 
-@pytest.mark.parametrize("event_type", [0, 4, 0x0D, 0x80000007, 0xFFFFFFFF])
+@every_case("event_type", [0, 4, 0x0D, 0x80000007, 0xFFFFFFFF])
 def test_check_events_of_other_type_in_rtmr3_fails(event_type: int) -> None:
     """In RTMR3 an event of another type could hide a runtime event, so it is rejected."""
     hidden = Event(3, event_type, bytes(48), "", b"")

@@ -88,7 +88,7 @@ def read(wire: Sequence[WireEvent]) -> object:
     return found
 
 
-@pytest.mark.parametrize("wire", [(), GOOD, GOOD * 300, (NAMED,), (BOOT,)])
+@every_case("wire", [(), GOOD, GOOD * 300, (NAMED,), (BOOT,)])
 def test_usual_events_are_made_by_compiled_core(wire: tuple[WireEvent, ...]) -> None:
     """Valid events of version 1 need no Python code; digests of runtime events are computed."""
     found = read(wire)

@@ -11,6 +11,7 @@ from attestkit._formats.canonical_json import MAX_NUMBER, canonical_json
 from attestkit._formats.strict_json import MAX_DEPTH
 from attestkit.errors import FormatError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 _NAMES = st.text(st.characters(max_codepoint=127))
 _SCALARS = (
@@ -54,7 +55,7 @@ def test_depth_is_limited() -> None:
         canonical_json(_nested(MAX_DEPTH + 1))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("value", "reason"),
     [
         (1.5, "wrong_type"),

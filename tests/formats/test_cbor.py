@@ -156,7 +156,7 @@ def test_skip_counts_values_over_all_calls(monkeypatch: pytest.MonkeyPatch) -> N
         reader.skip()
 
 
-@pytest.mark.parametrize("around", [b"\x81", b"\xa1\0", b"\x9f", b"\xbf\0"])
+@every_case("around", [b"\x81", b"\xa1\0", b"\x9f", b"\xbf\0"])
 def test_read_value_nested_deeper_than_16_fails(around: bytes) -> None:
     """A value may be nested in at most 16 arrays or maps."""
     close = b"\xff" if around[0] & 0x1F == 0x1F else b""
@@ -165,7 +165,7 @@ def test_read_value_nested_deeper_than_16_fails(around: bytes) -> None:
         read_value(around * 17 + b"\0" + close * 17)
 
 
-@pytest.mark.parametrize(("size", "least"), [(1, 24), (2, 1 << 8), (4, 1 << 16), (8, 1 << 32)])
+@every_case(("size", "least"), [(1, 24), (2, 1 << 8), (4, 1 << 16), (8, 1 << 32)])
 def test_canonical_head_longer_than_needed_fails(size: int, least: int) -> None:
     """With canonical encoding required, a head must have its shortest form."""
     head = bytes([0x18 + size.bit_length() - 1])

@@ -2,13 +2,11 @@
 
 from urllib.parse import urlsplit
 
-import pytest
-
 from attestkit._formats.host_names import is_host
 from tests.runner.cases import every_case
 
 
-@pytest.mark.parametrize("netloc", ["a", "a.b-c.d_e", "127.0.0.1:1", "[::1]", "[2001:db8::1]:443"])
+@every_case("netloc", ["a", "a.b-c.d_e", "127.0.0.1:1", "[::1]", "[2001:db8::1]:443"])
 def test_names_and_addresses(netloc: str) -> None:
     """Names, IPv4 addresses, and IPv6 addresses in brackets are hosts."""
     assert is_host(netloc, urlsplit(f"https://{netloc}").hostname or "")

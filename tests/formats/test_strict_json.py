@@ -28,7 +28,7 @@ def test_check_depth_over_limit_names_the_bracket(kind: type) -> None:
         check_depth(kind('[{"a":' * (MAX_DEPTH // 2) + "[" + "]" * 9))
 
 
-@pytest.mark.parametrize("wide", ["é", "\u2200", "\ud800", "\U0001f511"])
+@every_case("wide", ["é", "\u2200", "\ud800", "\U0001f511"])
 def test_check_depth_offset_counts_utf8_bytes(wide: str) -> None:
     """Offsets count bytes of UTF-8; a lone surrogate counts as three."""
     text = f'["{wide}",' + "[" * MAX_DEPTH
@@ -43,7 +43,7 @@ def test_check_depth_ignores_width_and_brackets_in_strings() -> None:
     check_depth(json.dumps(["[{" * 5_000, 'a"\\' + "[" * 5_000]))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "tail",
     [
         '\\"' * 2_000_000,
@@ -59,7 +59,7 @@ def test_check_depth_takes_linear_time(tail: str) -> None:
     check_depth("[]" * (MAX_DEPTH + 1) + '"' + tail)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("string", "deep"),
     [
         (r'"\\"', True),
@@ -156,7 +156,7 @@ def test_read_of_ambiguous_json_fails(text: str | bytes, reason: str, named: str
         strict_json.read(text, "config")
 
 
-@pytest.mark.parametrize("text", [b"\xff", "[NaN]", '{"a": 1, "a": 1}', "[1,"])
+@every_case("text", [b"\xff", "[NaN]", '{"a": 1, "a": 1}', "[1,"])
 def test_decode_strictly_error_keeps_no_reference_to_text(text: str | bytes) -> None:
     """Neither cause nor context of the error contains the text, which may be secret."""
     with pytest.raises(FormatError) as caught:
@@ -187,7 +187,7 @@ def test_decode_strictly_returns_what_json_loads_returns(text: str | bytes) -> N
     assert found == json.loads(text)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason"),
     [
         ('{"a":1,"a":2}', "duplicate"),
@@ -222,7 +222,7 @@ def test_read_of_text_and_bytes_returns_equal_objects() -> None:
 NOT_TEXT = [(b"00", "wrong_type"), (None, "missing"), (7, "wrong_type")]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("value", "reason"),
     [*((text, "encoding") for text in ("0", "0x00", " 00", "00 ", "zz", "é0")), *NOT_TEXT],
 )
@@ -240,7 +240,7 @@ def test_from_hex_with_size_checks_length() -> None:
         strict_json.from_hex("0000", "field", 3)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("value", "reason"),
     [
         *((text, "encoding") for text in ("YQ", "YQ=", "YR==", "Y Q==", "YQ==\n", "-_8=", "é")),
@@ -254,7 +254,7 @@ def test_from_base64_of_invalid_base64_fails(value: object, reason: str) -> None
     assert strict_json.from_base64("YQ==", "field") == b"a"
 
 
-@pytest.mark.parametrize("size", range(6))
+@every_case("size", range(6))
 def test_from_base64_accepts_what_encoding_returns_alone(size: int) -> None:
     """Of all texts over a small alphabet, those are accepted that their bytes encode to."""
     for letters in itertools.product("AQw/=\n ", repeat=size):
@@ -269,7 +269,7 @@ def test_from_base64_accepts_what_encoding_returns_alone(size: int) -> None:
             assert b64encode(found).decode() == text
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("value", "reason"),
     [
         (None, "missing"),

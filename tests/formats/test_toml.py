@@ -63,7 +63,7 @@ def test_decode_error_contains_no_value() -> None:
         assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ['"""', '"""a\\', '"""\\"""\n\\"""\n\\', "'''a''", '"""a""'])
+@every_case("text", ['"""', '"""a\\', '"""\\"""\n\\"""\n\\', "'''a''", '"""a""'])
 def test_decode_of_unterminated_strings_takes_linear_time(text: str) -> None:
     """An unterminated string is scanned once, whatever number of opening marks it contains."""
     assert [mark[0] for mark in _TOKENS.finditer(text)] == [text]

@@ -11,6 +11,7 @@ from fuzz.havoc import havoc
 from fuzz.parsers import cores
 from fuzz.parsers.contract import BrokenContractError
 from fuzz.parsers.cores import NAMES, Package, compare
+from tests.runner.cases import every_case
 
 pytestmark = pytest.mark.skipif(_native.CORE != "compiled", reason=_native.CORE_REASON)
 
@@ -38,7 +39,7 @@ def test_cores_agree(name: str) -> None:
     assert min(outcomes["accepted"], outcomes["refused"]) > INPUTS / 50, outcomes
 
 
-@pytest.mark.parametrize("name", NAMES)
+@every_case("name", NAMES)
 def test_seeds_are_accepted(name: str) -> None:
     """Every seed, shortened ones included, is accepted by both cores."""
     assert {compare(name, data)[0] for data in NAMES[name][1]()} == {"accepted"}

@@ -90,7 +90,7 @@ def raises(error: BaseException) -> Callable[[bytes], object]:
     return read
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("error", "holds"),
     [
         (FormatError("text", offset=4, reason="syntax"), True),

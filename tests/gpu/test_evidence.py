@@ -40,7 +40,7 @@ def from_object(value: object) -> GpuEvidence:
     return GpuEvidence.from_json(json.dumps(value))
 
 
-@pytest.mark.parametrize("path", EVIDENCE)
+@every_case("path", EVIDENCE)
 def test_evidence_of_sample_gives_every_expected_value(path: str) -> None:
     """Architecture, nonce, report and chain of every device are as expected."""
     raw, expected = data(f"gpu/{path}"), EXPECTED["evidence"][path]
@@ -98,7 +98,7 @@ def test_json_as_received_is_kept() -> None:
     assert "evidence=" not in repr(evidence)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         base64(REPORT),

@@ -6,8 +6,6 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
-import pytest
-
 from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER
 from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_answer, write_ocsp_error
 from attestkit._crypto.x509.ocsp.check import check_ocsp
@@ -25,6 +23,7 @@ from tests.pki.ocsp_pki import (
     subject_certificate,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 NONCE = b"n" * 32
 Answer = Callable[[bytes], tuple[int, bytes]]
@@ -87,8 +86,8 @@ def fetch(url: str, **options: Any) -> bytes:
     return fetch_ocsp(subject, issuer, HttpGetter(timeout=30).post, url, **options)
 
 
-@pytest.mark.parametrize("hash_name", ["sha1", "sha256", "sha384"])
-@pytest.mark.parametrize("nonce", [None, NONCE])
+@every_case("hash_name", ["sha1", "sha256", "sha384"])
+@every_case("nonce", [None, NONCE])
 def test_fetch_ocsp_over_http(hash_name: str, nonce: bytes | None) -> None:
     """The request is a POST with the type of OCSP; the answer is that about the certificate."""
     with responder(respond) as server:
@@ -105,7 +104,7 @@ def test_fetch_ocsp_over_http(hash_name: str, nonce: bytes | None) -> None:
     }
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("answer", "reason", "part"),
     [
         (lambda _: (302, b""), "fetch_failed", "status 302"),

@@ -39,7 +39,7 @@ ACCEPTED: Final[list[dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(("values", "reason"), REFUSED)
+@every_case(("values", "reason"), REFUSED)
 def test_rule_refuses(values: dict[str, Any], reason: str) -> None:
     """A device that a rule does not accept is refused by the reason of the rule."""
     with pytest.raises(GpuEvidenceError) as caught:
@@ -64,7 +64,7 @@ def test_every_rule_is_tested() -> None:
     assert all(GpuRules(**values).needs_gpus for values in refused.values())
 
 
-@pytest.mark.parametrize("values", ACCEPTED)
+@every_case("values", ACCEPTED)
 def test_rule_accepts(values: dict[str, Any]) -> None:
     """Versions are compared as numbers, and names without case."""
     assert verify_machine(machine(1), rules=GpuRules(**values)).devices

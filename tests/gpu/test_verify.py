@@ -365,7 +365,7 @@ def modes_of(*fields: list[tuple[int, bytes]]) -> GpuResult:
     return verify_machine(gpus, GpuEvidence(tuple(devices)))
 
 
-@pytest.mark.parametrize("name", REFUSED_MODES)
+@every_case("name", REFUSED_MODES)
 def test_modes_that_do_not_fit_are_refused(name: str) -> None:
     """GPUs of one machine have one mode, and the two fields of a report agree."""
     with pytest.raises(GpuEvidenceError) as caught:

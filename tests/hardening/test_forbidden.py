@@ -273,7 +273,7 @@ def test_forbidden_in_finds_every_form(text: str, name: str) -> None:
     assert name in find_forbidden(text)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         "import re\nre.compile('x')",

@@ -109,7 +109,7 @@ def test_agent_keys_defaults_equal_local_keys(agent: KeyDeriver) -> None:
 # -- usage errors ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ["rsa", "P256", "secp256k1_prehashed", "Ed25519"])
+@every_case("algorithm", ["rsa", "P256", "secp256k1_prehashed", "Ed25519"])
 def test_agent_keys_derive_of_other_algorithm_sends_no_request(algorithm: str) -> None:
     """An unknown algorithm is rejected locally: an old agent would derive another key."""
     fake = FakeAgent()
@@ -225,7 +225,7 @@ def test_agent_keys_derive_with_invalid_p256_scalar_fails() -> None:
     assert keys.derive("path", "x25519").key.hex() == P256_ORDER
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "field"),
     [
         ({"signature": None}, "signature"),

@@ -4,8 +4,6 @@ import traceback
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import pytest
-
 from attestkit.backends.dstack_agent.client import AgentClient
 from attestkit.errors import AttestKitError, BackendError, UnsupportedError, UsageError
 from attestkit.keys import AgentKeys, AppKeys, DerivedKey, KeyDeriver, LocalKeys
@@ -49,8 +47,8 @@ class Agent:
         return "v1"
 
 
-@pytest.mark.parametrize("algorithm", ["secp256k1", "ed25519"])
-@pytest.mark.parametrize("domain", ["", "wallet/eth", "k\0:ey", "\u00e9\U0001f511 \" ' \\"])
+@every_case("algorithm", ["secp256k1", "ed25519"])
+@every_case("domain", ["", "wallet/eth", "k\0:ey", "\u00e9\U0001f511 \" ' \\"])
 def test_agent_keys_derive_v1_equals_local_keys(domain: str, algorithm: str) -> None:
     """Key, public key and chain are equal; one request to the v1 method carries both names."""
     agent = Agent()
@@ -68,7 +66,7 @@ def test_agent_keys_derive_v1_posts_to_the_v1_path() -> None:
     assert request.message == {"domain": "wallet", "algorithm": "secp256k1"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("body", "status", "words"),
     [
         (PAGE, 404, "no v1 API"),
@@ -104,7 +102,7 @@ def test_agent_keys_derive_v1_reports_error_of_agent() -> None:
         AgentKeys(AgentClient(agent.path)).derive_v1("wallet", "secp256k1")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("names", "reason"),
     [
         (("wallet", ""), "missing"),
@@ -198,9 +196,7 @@ def test_agent_keys_of_epoch_0_are_returned() -> None:
     assert keys.derive_compat("wallet") == LOCAL.derive_compat("wallet")
 
 
-@pytest.mark.parametrize(
-    "method", ["", "v1/", "v2/GetKey", "v1/v1/GetKey", "/v1/GetKey", "v1/../X"]
-)
+@every_case("method", ["", "v1/", "v2/GetKey", "v1/v1/GetKey", "/v1/GetKey", "v1/../X"])
 def test_agent_client_of_other_path_is_usage_error(method: str) -> None:
     """Only the prefix v1/ may stand before a method's name."""
     with raises(UsageError, "wrong_value") as caught:

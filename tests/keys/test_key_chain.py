@@ -230,7 +230,7 @@ def test_key_epoch_0_is_available(epoch: object) -> None:
     require_key_epoch_0(epoch)
 
 
-@pytest.mark.parametrize("epoch", [1, -1, 2**32, 10**30, True, False, 0.0, "0", "", [], {}])
+@every_case("epoch", [1, -1, 2**32, 10**30, True, False, 0.0, "0", "", [], {}])
 def test_other_key_epoch_is_refused(epoch: object) -> None:
     """An epoch that is not 0 is refused and never ignored, whatever its type."""
     with raises(UsageError, "key_epoch") as caught:

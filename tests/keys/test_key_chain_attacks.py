@@ -257,7 +257,7 @@ def test_algorithms_cannot_be_exchanged() -> None:
         verify(V0._replace(key=V0.key[1:]))  # the x coordinate as an Ed25519 key
 
 
-@pytest.mark.parametrize("size", [0, 1, 19, 21, 32, 53])
+@every_case("size", [0, 1, 19, 21, 32, 53])
 def test_app_id_of_another_size_is_refused(size: int) -> None:
     """The KMS's message has no lengths, so an app id has 20 bytes: no prefix, no whole hash.
 

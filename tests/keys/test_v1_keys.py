@@ -228,9 +228,7 @@ def test_derive_v1_errors_match_agent_texts(case: dict[str, Any]) -> None:
     assert str(caught.value) == case["error"]
 
 
-@pytest.mark.parametrize(
-    "algorithm", ["k256", "SECP256K1", "p256", "x25519", " ed25519", "a" * 999]
-)
+@every_case("algorithm", ["k256", "SECP256K1", "p256", "x25519", " ed25519", "a" * 999])
 def test_derive_v1_of_other_algorithm_fails(algorithm: str) -> None:
     """There are no aliases; a long name is not repeated in full."""
     with raises(UsageError, "unsupported_algorithm") as caught:

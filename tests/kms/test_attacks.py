@@ -151,7 +151,7 @@ SCALARS: Final = {
 }
 
 
-@pytest.mark.parametrize("name", SCALARS)
+@every_case("name", SCALARS)
 def test_root_key_must_be_a_scalar(name: str) -> None:
     """Neither zero nor the order of the curve, nor a number above it."""
     respond = sound(ROOTS, GetAppKey=keys_of(ROOTS, k256_key=SCALARS[name].hex()))
@@ -451,7 +451,7 @@ FAILING: Final[dict[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAILING)
+@every_case("name", FAILING)
 def test_traceback_with_locals_has_no_secret(name: str) -> None:
     """A crash report with the local variables of all frames of our code has no key."""
     answer = keys_of(ROOTS, **FAILING[name])

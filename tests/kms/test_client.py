@@ -199,7 +199,7 @@ PINNED: dict[str, tuple[Any, str]] = {
 }
 
 
-@pytest.mark.parametrize("name", PINNED)
+@every_case("name", PINNED)
 def test_wrong_root_or_temporary_ca_ends_before_keys_are_requested(name: str) -> None:
     """The root is compared, and the temporary CA checked, before anything else is sent."""
     respond, reason = PINNED[name]
@@ -218,7 +218,7 @@ SERVERS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", SERVERS)
+@every_case("name", SERVERS)
 def test_server_certificate_that_is_not_of_this_kms_is_refused(name: str) -> None:
     """The server must be this KMS itself, not one of its apps, before keys are requested."""
     certificate, reason = SERVERS[name]
@@ -242,7 +242,7 @@ def test_evidence_of_the_kms_is_verified_if_a_verifier_is_given() -> None:
     assert found.evidence.app_info.app_id == intel.APP_ID
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("evidence", "reason"),
     [
         (None, "no_evidence"),
@@ -357,7 +357,7 @@ def floods(sock: ssl.SSLSocket) -> None:
     sock.sendall(b"HTTP/1.1 200 OK\r\n" + b"".join(b"a%d: b\r\n" % at for at in range(20_000)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("talk", "reason"),
     [
         (closes, "connection"),
@@ -465,7 +465,7 @@ def test_env_public_key_is_verified_with_the_pin() -> None:
             client_of(server, now=lambda: NOW).env_public_key(APP_ID)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "kind", "reason"),
     [
         ({"urls": []}, KmsError, "no_urls"),

@@ -94,7 +94,7 @@ def test_every_prefix_of_the_json_is_refused() -> None:
             KmsRoot.from_json(text[:size])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("spki", "k256", "reason"),
     [
         (SPKI.hex(), None, "wrong_type"),
@@ -150,7 +150,7 @@ def test_root_from_certificate_has_its_key() -> None:
         KmsRoot.from_certificate("")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("roots", "reason"),
     [([], "missing"), (ROOT, "wrong_type"), ("first-use", "wrong_type"), ([SPKI], "wrong_type")],
 )

@@ -86,7 +86,7 @@ def test_legacy_vector_is_what_the_library_seals(row: dict[str, Any]) -> None:
     assert sealed == row["encrypted"]
 
 
-@pytest.mark.parametrize(
+@every_case(
     "epochs",
     [
         None,
@@ -160,7 +160,7 @@ def test_malformed_envelope_is_rejected(changes: dict[str, Any], reason: Any) ->
         open_env(envelope(**changes), SECRET, epochs=EPOCHS)
 
 
-@pytest.mark.parametrize("text", ["{", "{}", '{"version":1,"version":1}', "{]", "[]", "x", "{\\"])
+@every_case("text", ["{", "{}", '{"version":1,"version":1}', "{]", "[]", "x", "{\\"])
 def test_text_that_is_no_envelope_is_rejected(text: str) -> None:
     """Text that is neither a JSON object nor hex is rejected, with and without epochs."""
     for epochs in (None, EPOCHS):
@@ -213,7 +213,7 @@ def test_legacy_prefixes_are_rejected() -> None:
                 open_env(sealed, SECRET)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "plaintext",
     [
         b'{"s3cret":1}',
@@ -234,7 +234,7 @@ def test_limits_hold_after_opening(plaintext: bytes) -> None:
     assert "s3cret" not in shown
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("variables", "reason"),
     [
         ([("1A", "")], "wrong_value"),

@@ -266,7 +266,7 @@ def test_every_changed_byte_of_the_leaf_is_refused() -> None:
                 verify(changed)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"app_id": b""}, "wrong_size"),

@@ -27,7 +27,7 @@ def test_base_url_of_vectors_matches(row: dict[str, Any]) -> None:
         assert kms_base_url(row["base"]) == row["base"]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("url", "parts"),
     [
         ("https://a", KmsUrl("https://a/prpc", "a", 443, "/prpc")),
@@ -96,7 +96,7 @@ def test_password_of_a_url_is_not_shown() -> None:
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("value", [None, b"https://kms", 5, ["https://kms"]])
+@every_case("value", [None, b"https://kms", 5, ["https://kms"]])
 def test_url_of_another_type_is_usage_error(value: object) -> None:
     """Any text gives a base URL or a ConfigError."""
     with raises(UsageError, "wrong_type"):

@@ -172,7 +172,7 @@ def test_metadata_defaults() -> None:
     assert (found.version, found.is_dev) == (None, False)
 
 
-@pytest.mark.parametrize("text", [b"{", b"[]", b"\xff", b"[" * 300])
+@every_case("text", [b"{", b"[]", b"\xff", b"[" * 300])
 def test_metadata_must_be_a_json_object(text: bytes) -> None:
     """Metadata other than a JSON object is refused."""
     assert reason_of(archive(sealed(FILES | {"metadata.json": text}, OF_OLDER)))
@@ -185,7 +185,7 @@ def test_checksums_are_read_as_the_verifier_reads_them() -> None:
     assert found == {name: os_image._listed(text, name) for name in OF_OLDER}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason"),
     [
         (b"\xff", "encoding"),
@@ -268,9 +268,7 @@ def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
     return found
 
 
-@pytest.mark.parametrize(
-    "kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE]
-)
+@every_case("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE])
 def test_archive_with_link_or_device_is_refused(kind: bytes) -> None:
     """Links and devices have no place in an image."""
     members = [*map(member, FILES.items()), special("link", kind, "/etc/passwd")]

@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.machine_shape import MachineShape
@@ -54,7 +52,7 @@ def test_shape_of_full_configuration_has_its_values() -> None:
     assert found.slots == 20
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("version", "two_pass", "release", "order"),
     [
         ("8.2.2", None, (8, 2), "two_pass"),
@@ -79,7 +77,7 @@ def test_shape_order_of_pages_follows_from_the_version_of_qemu(
     assert (found.qemu_release, found.page_order) == (release, order)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("memory", "below", "ranges"),
     [
         (2 * GIB, 2 * GIB, [(0, 2 * GIB)]),
@@ -145,7 +143,7 @@ def test_shape_accepts_the_largest_values() -> None:
     MachineShape(cpu_count=1, memory_size=1 << 20, hugepages=True)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "reason"),
     [
         ({}, "missing"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError
 from attestkit.measure.image_files import TarArchive, _extended_name
 from tests.measure.image_samples import archive_of, member
+from tests.runner.cases import every_case
 
 LIMIT = 1 << 24
 FORMATS = [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]
@@ -88,7 +89,7 @@ def with_field(at: int, value: bytes, *, fix: bool = True) -> bytes:
     return bytes(header)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("data", "reason"),
     [
         (with_field(0, b"other", fix=False), "inconsistent"),
@@ -119,7 +120,7 @@ def extended(content: bytes, kind: bytes = b"x") -> bytes:
     return block + content.ljust(-(-len(content) // 512) * 512, b"\0") + tar({"one": b"content"})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("content", "kind", "reason"),
     [
         (b"10 path=x", b"x", "syntax"),

@@ -143,7 +143,7 @@ def test_uki_has_both_forms_until_a_log_decides() -> None:
         assert filled.rtmrs == logged.rtmrs
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("version", "changed"), [("", True), ("9.2.0", True), ("9.2.1", False), ("10.0.13", False)]
 )
 def test_uki_of_direct_boot_is_measured_as_qemu_passes_it_on(version: str, changed: bool) -> None:
@@ -240,7 +240,7 @@ def test_wrong_arguments(arguments: dict[str, Any], reason: str) -> None:
     assert caught.value.reason == reason
 
 
-@pytest.mark.parametrize("cut", [0, 100, 4096, len(FIRMWARE) - 1])
+@every_case("cut", [0, 100, 4096, len(FIRMWARE) - 1])
 def test_malformed_files(cut: int) -> None:
     """Truncated files are format errors."""
     with pytest.raises(FormatError):
@@ -255,7 +255,7 @@ def test_malformed_files(cut: int) -> None:
         measure(kernel=linux_kernel(), acpi=(b"", b"", bytes(min(cut, 600))))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arguments", "reason"),
     [
         ({}, "missing"),

@@ -28,6 +28,7 @@ from attestkit.measure.rtmr0.rtmr0_events import FwCfgItems, expected_rtmr0
 from tests.measure.firmware_images import LAYOUT_202502
 from tests.measure.rows import VECTORS, Row, firmware_row
 from tests.measure.test_guests import boot_files, tables_of
+from tests.runner.cases import every_case
 from tests.vectors import SHARED, data, needs_shared
 
 pytestmark = needs_shared
@@ -66,7 +67,7 @@ def upstream_rtmr0(row: Row) -> str:
     return register(list(events), 0)
 
 
-@pytest.mark.parametrize("row", guest_rows())
+@every_case("row", guest_rows())
 def test_registers_that_differ_are_explained(row: Row) -> None:
     """With upstream's assumptions the registers are upstream's, and without the row's."""
     guest, upstream = vector_rows("guests")[row["row"]], row["upstream"]

@@ -15,6 +15,7 @@ from attestkit.serve.config.command_line import parse_options
 from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings, decide_verifier
 from attestkit.serve.verifier_service import app
+from tests.runner.cases import every_case
 from tests.serve.server import ROOT
 
 DEPLOY = ROOT / "deploy"
@@ -113,7 +114,7 @@ def test_service_exposure_is_low(units: Path, drop_ins: tuple[str, ...], exposur
     assert [line for line in checked.stderr.splitlines() if str(units) in line] == []
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("unit", "name", "values"),
     [
         ("attestkit.service", "LimitCORE", ["0"]),  # a core dump would contain keys

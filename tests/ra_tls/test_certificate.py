@@ -28,6 +28,7 @@ from attestkit.ra_tls.certificate import _event_log_text
 from attestkit.report_data import ReportData
 from tests.attestation.samples import FIXTURE, STACK
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.nitro_documents import document
 from tests.vectors import data, load, needs_shared
 
@@ -282,7 +283,7 @@ def test_app_info_extension_has_bytes_of_vectors(row: dict[str, Any]) -> None:
     assert found.value.value.hex() == row["extn_value"]
 
 
-@pytest.mark.parametrize("array", [0, 7, 10, True, "8"])
+@every_case("array", [0, 7, 10, True, "8"])
 def test_issue_with_other_app_info_array_is_usage_error(array: Any) -> None:
     """No agent wrote an array of another size; the platform is not used."""
     with raises(UsageError, "wrong_value", part="app_info_array"):
@@ -363,7 +364,7 @@ def test_compressed_log_over_16_kib_fails() -> None:
         assert str(caught.value) == "event log extension too large (>16384 bytes)"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("content", "reason"),
     [
         (b"ELGZv1", "truncated"),

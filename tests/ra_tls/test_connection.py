@@ -22,6 +22,7 @@ from tests.ra_tls import tds
 from tests.ra_tls.talks import TIMEOUT, connect_tcp, connected
 from tests.ra_tls.tds import VALID, client_context, server_context
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 DEBUG = tds.issue(tds.attest_debug)
 
@@ -369,7 +370,7 @@ def rejected_client() -> Iterator[ssl.SSLSocket]:
         yield local
 
 
-@pytest.mark.parametrize("read", READS)
+@every_case("read", READS)
 def test_rejected_client_every_read_raises_peer_refused(read: str) -> None:
     """Every kind of read raises the error repeatedly, whatever error OpenSSL raises."""
     with rejected_client() as local:
@@ -384,7 +385,7 @@ def _write_until_error(write: Callable[[ssl.SSLSocket], Any], connection: ssl.SS
         write(connection)
 
 
-@pytest.mark.parametrize("write", WRITES)
+@every_case("write", WRITES)
 def test_rejected_client_write_raises_peer_refused(write: str) -> None:
     """A client that writes gets the same error, also from later reads."""
     with rejected_client() as local:

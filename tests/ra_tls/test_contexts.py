@@ -28,6 +28,7 @@ from tests.ra_tls import tds
 from tests.ra_tls.talks import TIMEOUT, connect_tcp, connected, run_on_loop
 from tests.ra_tls.tds import VALID, client_context, server_context
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.platforms import intel
 
 MUCH = os.urandom(2_000_000)
@@ -171,9 +172,7 @@ def test_peer_ca_accepts_pem_text_and_bytes(authority: str | bytes) -> None:
     perform_handshake(server_context(peer_ca=authority), client_context(server_ca=authority))
 
 
-@pytest.mark.parametrize(
-    "authority", ["", b"", "x", "ü".encode(), read_certificate(tds.CA).der, tds.CA[:-30]]
-)
+@every_case("authority", ["", b"", "x", "ü".encode(), read_certificate(tds.CA).der, tds.CA[:-30]])
 def test_peer_ca_of_other_input_is_usage_error(authority: str | bytes) -> None:
     """Other input is rejected, and not read as an empty list."""
     with raises(FormatError, "syntax", "encoding"):
@@ -221,7 +220,7 @@ def test_context_with_other_key_fails() -> None:
         ra_tls.server_context(issued=VALID._replace(certificate_chain=()))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "issued", [("a key", "certificates"), tuple(VALID), "PEM", {"key": "a key"}, ra_tls.Issued]
 )
 def test_context_of_other_issued_type_is_usage_error(issued: Any) -> None:
@@ -233,7 +232,7 @@ def test_context_of_other_issued_type_is_usage_error(issued: Any) -> None:
         assert "key" not in str(caught.value)
 
 
-@pytest.mark.parametrize("fields", [(None, ()), ("key", (None,)), ("key", None), (b"", ("",))])
+@every_case("fields", [(None, ()), ("key", (None,)), ("key", None), (b"", ("",))])
 def test_context_of_issued_with_invalid_fields_is_usage_error(fields: Any) -> None:
     """The fields of an Issued must have their types."""
     with raises(UsageError, "invalid_key"):

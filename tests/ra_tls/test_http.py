@@ -25,6 +25,7 @@ from tests.ra_tls.http_server import COMPOSE
 from tests.ra_tls.talks import TIMEOUT
 from tests.ra_tls.tds import client_context
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.server import ROOT, environment
 from tests.verifier.platforms import intel
 
@@ -218,7 +219,7 @@ def test_transport_refuses_redirect_to_http() -> None:
                 client.post("https://127.0.0.1:1/", content="secret")
 
 
-@pytest.mark.parametrize(
+@every_case(
     "context", [ssl.create_default_context(), tds.blind_context(), tds.server_context(), None, True]
 )
 def test_transport_of_other_context_is_usage_error(context: Any) -> None:

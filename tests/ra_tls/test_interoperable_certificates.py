@@ -182,7 +182,7 @@ def test_interoperable_form_is_preferred() -> None:
     assert refusal(bad).reason == "truncated"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("tag", "name"),
     [
         (60001, "Intel report"),
@@ -254,7 +254,7 @@ def test_malformed_claims_are_refused(buffer: bytes, reason: str) -> None:
     assert refusal(certificate((INTEROPERABLE, tagged(b"", buffer)))).reason == reason
 
 
-@pytest.mark.parametrize(
+@every_case(
     "value",
     [
         cbor2.dumps([b"", claims()]),
@@ -287,7 +287,7 @@ def test_extension_that_occurs_twice_is_refused() -> None:
     assert (type(error), error.reason) == (FormatError, "duplicate")
 
 
-@pytest.mark.parametrize(
+@every_case(
     "value",
     [b"", b"-----BEGIN", b"-----BEGIN CERTIFICATE-----\n\xff-----END CERTIFICATE-----", b"\x30\0"],
 )

@@ -3,12 +3,11 @@
 import json
 from typing import Any
 
-import pytest
-
 from attestkit import ra_tls
 from attestkit.errors import FormatError
 from tests.ra_tls import tds
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def agent_response(**changes: object) -> dict[str, object]:
@@ -27,7 +26,7 @@ def test_issued_from_agent_response_is_usable() -> None:
     ra_tls.server_context(issued=found)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason", "field"),
     [
         ({"key": None}, "missing", "key"),

@@ -27,6 +27,7 @@ from tests.pki.certificates import key_usage
 from tests.ra_tls import tds
 from tests.ra_tls.tds import KEY
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import NOW
 
@@ -79,7 +80,7 @@ def test_verify_of_valid_certificate_returns_result() -> None:
     assert results[0].verified_at == NOW
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("defect", "error", "reason"),
     [
         ("a quote over another key", VerificationError, "report_data"),
@@ -211,7 +212,7 @@ def test_verify_compares_lifetime_with_argument() -> None:
         ra_tls.verify(leaf_of(limit + SECOND), intel.verifier(), max_lifetime=limit)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("limit", "reason"),
     [
         (86_400, "wrong_type"),
@@ -232,7 +233,7 @@ def test_invalid_max_lifetime_is_usage_error(limit: Any, reason: str) -> None:
             call(max_lifetime=limit)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("extensions", "accepted"),
     [
         ([], True),
@@ -291,7 +292,7 @@ def test_verify_accepts_attested_identity_in_extensions() -> None:
     assert ra_tls.verify(certify((ra_tls.OID_APP_INFO, scripts)), intel.verifier()).claims
 
 
-@pytest.mark.parametrize("field", AppInfo._fields[:-1])
+@every_case("field", AppInfo._fields[:-1])
 def test_verify_refuses_other_app_info_in_extension(field: str) -> None:
     """Each field but the hashes of scripts must be that of the evidence."""
     value: bytes = getattr(EVIDENCE.app_info, field)
@@ -303,7 +304,7 @@ def test_verify_refuses_other_app_info_in_extension(field: str) -> None:
         assert caught.value.steps
 
 
-@pytest.mark.parametrize("app_id", [b"", bytes(20), intel.APP_ID + b"\0", intel.APP_ID[:-1]])
+@every_case("app_id", [b"", bytes(20), intel.APP_ID + b"\0", intel.APP_ID[:-1]])
 def test_verify_refuses_other_app_id_in_extension(app_id: bytes) -> None:
     """A certificate of another app is refused, although its key is attested."""
     with raises(VerificationError, "identity"):

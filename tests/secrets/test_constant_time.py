@@ -9,8 +9,6 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 from tests.runner.cases import every_case
 
 PACKAGE = Path(__file__).resolve().parents[2] / "attestkit"
@@ -323,7 +321,7 @@ def test_find_comparisons_detects_variable_time(source: str) -> None:
     assert list(find_comparisons(source))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "source",
     [
         "len(seed) == 32",

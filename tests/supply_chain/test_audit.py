@@ -1,7 +1,6 @@
 """Tests of `make audit`: missing data do not count as absence of vulnerabilities."""
 
-import pytest
-
+from tests.runner.cases import every_case
 from tests.supply_chain.audit import CLEAN, UNKNOWN, VULNERABLE, findings
 
 # In the format of pip-audit 2.10.
@@ -16,7 +15,7 @@ BAD = {
 SKIPPED = {"name": "rich", "skip_reason": "Dependency not found on PyPI and could not be audited"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("packages", "status"),
     [
         ([FINE], CLEAN),

@@ -12,6 +12,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.runner.cases import every_case
 from tests.supply_chain.locks import ROOT, Locked, environments, read_lock
 
 if sys.version_info >= (3, 11):
@@ -38,7 +39,7 @@ def find_requirements(*extras: str, build: bool = True) -> Iterator[Requirement]
             yield requirement
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@every_case("lock", LOCKS)
 def test_lock_has_one_version_with_hashes(lock: str) -> None:
     """On each machine a package occurs once, with hashes."""
     entries = read_lock(lock)
@@ -48,7 +49,7 @@ def test_lock_has_one_version_with_hashes(lock: str) -> None:
         assert [name for name, count in counts.items() if count > 1] == []
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@every_case("lock", LOCKS)
 def test_lock_names_no_index(lock: str) -> None:
     """A lock has no index or URL, so that a mirror can be used."""
     text = (ROOT / "requirements" / lock).read_text()

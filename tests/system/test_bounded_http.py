@@ -16,6 +16,7 @@ from attestkit._system.bounded_http import (
     connect_tcp,
     exchange,
 )
+from tests.runner.cases import every_case
 
 REQUEST = Request("POST", "a", "/", {}, b"{}")
 ANSWER = b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"
@@ -51,7 +52,7 @@ def test_request_is_one_write() -> None:
     assert [one.status for one in found] == [404]
 
 
-@pytest.mark.parametrize(
+@every_case(
     "request_",
     [
         REQUEST._replace(target="/a b"),
@@ -86,7 +87,7 @@ def answer_once(server: socket.socket, answer: bytes) -> None:
         server.sendall(answer)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("answer", "kind"),
     [
         (ANSWER[:-1], "truncated"),

@@ -3,7 +3,6 @@
 import pickle
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -87,7 +86,7 @@ def test_attest_with_wrong_field_is_refused(
         TpmsAttest.parse(changed(start, new))
 
 
-@pytest.mark.parametrize("size", [0, 19, 31, 33, 47, 63])
+@every_case("size", [0, 19, 31, 33, 47, 63])
 def test_attest_with_digest_of_no_hash_is_refused(size: int) -> None:
     """The size of pcrDigest must be that of a hash."""
     with raises(FormatError, "wrong_size"):
@@ -158,7 +157,7 @@ def test_selection_has_bytes_of_specification() -> None:
     assert encode_selections((PcrSelection("sha256", (0, 2, 14)),)).hex() == "00000001000b03054000"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("selections", "reason"),
     [
         ((PcrSelection("md5", (1,)),), "unsupported_algorithm"),

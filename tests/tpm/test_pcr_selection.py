@@ -10,6 +10,7 @@ from attestkit.tpm.algorithms import compute_digest, hash_size
 from attestkit.tpm.attest import TpmsAttest
 from attestkit.tpm.pcr_selection import PcrSelection
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.tpm.samples import QUOTES, QuoteSample, bank
 from tests.vectors import data, needs_shared
 
@@ -45,7 +46,7 @@ def test_digest_of_no_values_is_that_of_no_bytes() -> None:
     assert pcr_digest((), {}, "sha256") == compute_digest("sha256", b"")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("values", "reason"),
     [
         ({("sha256", 0): bytes(32)}, "missing"),

@@ -7,9 +7,10 @@ import pytest
 from attestkit.errors import UsageError
 from attestkit.tpm.algorithms import HASH_SIZES
 from attestkit.tpm.pcrs import DYNAMIC_PCRS, EVERY_PCR, LOGGED_PCRS, extend, start_value
+from tests.runner.cases import every_case
 
 
-@pytest.mark.parametrize("size", HASH_SIZES.values())
+@every_case("size", HASH_SIZES.values())
 def test_start_value_depends_on_pcr_and_locality(size: int) -> None:
     """PCR 0 starts with the locality, PCRs 17 to 22 with ones, all others with zeros."""
     for pcr in EVERY_PCR:
@@ -20,7 +21,7 @@ def test_start_value_depends_on_pcr_and_locality(size: int) -> None:
     assert start_value(0, size, 3) == bytes(size - 1) + b"\x03"
 
 
-@pytest.mark.parametrize("bank", HASH_SIZES)
+@every_case("bank", HASH_SIZES)
 def test_extend_hashes_value_and_digest(bank: str) -> None:
     """Each digest replaces the value by the hash of both; without a digest it remains."""
     size = HASH_SIZES[bank]

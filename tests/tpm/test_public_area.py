@@ -55,7 +55,7 @@ def test_public_area_of_swtpm_is_signer_of_its_quotes(kind: str) -> None:
     key.require_attestation_key()
 
 
-@pytest.mark.parametrize("made", MADE_PUBLICS, ids=IDS)
+@every_case("made", MADE_PUBLICS, ids=IDS)
 def test_public_area_cut_at_any_length_is_refused(made: TpmtPublic) -> None:
     """Every prefix of a public area is truncated, and nothing may follow it."""
     raw = made.encode()
@@ -103,7 +103,7 @@ def test_public_area_of_other_type_is_usage_error() -> None:
         TpmtPublic.parse(untyped(bytearray(RSA)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"type": "dsa"}, "wrong_value"),
@@ -145,7 +145,7 @@ def test_spki_pads_coordinates_and_replaces_exponent() -> None:
     assert MADE_PUBLICS[4].public_exponent == 3
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("attributes", "part"),
     [
         (0x00040072, "lacks restricted"),

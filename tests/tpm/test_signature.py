@@ -8,6 +8,7 @@ from attestkit._crypto.der import INTEGER, SEQUENCE, DerReader
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm.attest import TpmtSignature
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.tpm.samples import MADE_SIGNATURES, QUOTES, QuoteSample
 from tests.untyped import untyped
 from tests.vectors import needs_shared
@@ -26,7 +27,7 @@ def test_signature_of_real_tpm_is_encoded_unchanged(sample: QuoteSample) -> None
     assert (len(found.r), len(found.s), len(found.signature)) in {(32, 32, 0), (0, 0, 256)}
 
 
-@pytest.mark.parametrize("made", MADE_SIGNATURES, ids=lambda made: f"{made.algorithm}")
+@every_case("made", MADE_SIGNATURES, ids=lambda made: f"{made.algorithm}")
 def test_signature_cut_at_any_length_is_refused(made: TpmtSignature) -> None:
     """Every prefix of a signature is truncated, and nothing may follow it."""
     raw = made.encode()
@@ -38,7 +39,7 @@ def test_signature_cut_at_any_length_is_refused(made: TpmtSignature) -> None:
         TpmtSignature.parse(raw + b"\0")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("raw", "reason", "offset"),
     [
         (b"\0\x10" + RSA[2:], "unsupported_algorithm", 0),

@@ -3,14 +3,13 @@
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
-import pytest
-
 from attestkit import AppKeys, Attester
 from attestkit.aio import AsyncAttester
 from attestkit.backends.recording import Recording
+from tests.runner.cases import every_case
 
 
-@pytest.mark.parametrize(
+@every_case(
     "function",
     [Attester.__enter__, AsyncAttester.__aenter__, AsyncAttester.__await__, AppKeys.__enter__],
 )

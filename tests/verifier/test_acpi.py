@@ -13,6 +13,7 @@ from attestkit.event_log.runtime_events import runtime_event
 from attestkit.verifier import AppraisalPolicy, ReferenceValues, VerificationStep
 from attestkit.verifier.ear.token_claims import trustworthiness_vector
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import BOOT, IMAGE, NONCE
 from tests.verifier.policy.policy_samples import (
@@ -54,8 +55,8 @@ def find_acpi_cautions(steps: tuple[VerificationStep, ...]) -> list[str]:
     return [step.text for step in steps if (step.check, step.outcome) == ("acpi_tables", "caution")]
 
 
-@pytest.mark.parametrize("policy", [IMAGE_POLICY, AppraisalPolicy.default()])
-@pytest.mark.parametrize("evidence", [intel.evidence(), create_evidence_with_host_tables()])
+@every_case("policy", [IMAGE_POLICY, AppraisalPolicy.default()])
+@every_case("evidence", [intel.evidence(), create_evidence_with_host_tables()])
 def test_recognised_image_without_pinned_rtmr0_gives_caution(
     evidence: Attestation, policy: AppraisalPolicy
 ) -> None:

@@ -212,7 +212,7 @@ def test_policy_require_mr_config_rejects_unsealed_td(config_id: bytes) -> None:
         lenient.verify(form.to_bytes(), report_data=NONCE)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "evidence",
     [
         create_sealed_evidence(MR_CONFIG),
@@ -235,7 +235,7 @@ def test_strict_policy_accepts_bare_quote_without_mr_config() -> None:
     assert not intel.verifier(policy=STRICT).verify(bare, report_data=NONCE).claims.has_mr_config
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("field", "value"),
     [
         ("app_id", OTHER_APP_ID.hex()),
@@ -264,9 +264,7 @@ def test_mr_config_document_must_match_its_hash() -> None:
     assert error.reason == "mr_config"
 
 
-@pytest.mark.parametrize(
-    "payload", [b"", b"kms", b"[]", b'{"name":"kms","id":"00"}', b"[" * 5000, b"\xff"]
-)
+@every_case("payload", [b"", b"kms", b"[]", b'{"name":"kms","id":"00"}', b"[" * 5000, b"\xff"])
 def test_mr_config_key_provider_must_match_log(payload: bytes) -> None:
     """A different or malformed key provider event contradicts the document."""
     events = [(name, payload if name == "key-provider" else value) for name, value in BOOT]

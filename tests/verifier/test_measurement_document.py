@@ -204,7 +204,7 @@ def test_policy_can_refuse_acpi_tables_of_host() -> None:
 # -- the simulator ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("memory", [1 << 24, *MEMORY])
+@every_case("memory", [1 << 24, *MEMORY])
 def test_simulated_image_is_normalized_and_verifies_with_any_memory(memory: int) -> None:
     """The simulator's default image is one of dstack 0.6."""
     fields = json.loads(simulated_image(ImageConfig(memory_size=memory)).vm_config)
@@ -233,7 +233,7 @@ def test_simulated_documents_have_keys_of_upstream() -> None:
         }
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("fields", "reason"),
     [
         ({"measurement_version": 5}, "wrong_value"),

@@ -16,6 +16,7 @@ from attestkit.report_data import ReportData
 from attestkit.verifier import AppraisalPolicy, Verifier
 from tests.machines.tees import FakeTd, Machine
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
 
@@ -144,7 +145,7 @@ def test_nonce_equal_to_binding_is_not_this_binding(platform: str, binding: byte
             verifier.verify(genuine, nonce=binding)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "reason"),
     [
         ({}, "missing"),
@@ -176,7 +177,7 @@ def test_verify_requires_one_valid_expectation(options: dict[str, Any], reason: 
         untyped(verifier).verify(evidence, NONCE)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "reason"),
     [
         ({}, "missing"),

@@ -78,7 +78,7 @@ def test_verify_genuine_evidence_returns_claims_status_and_identity() -> None:
     assert len(result.steps) >= 6
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("encoding", "version"),
     # V0 does not encode the version of an event.
     [("v0", 1), *product(["v1", "cbor", "object"], [1, 2])],
@@ -155,9 +155,7 @@ def test_verify_now_overrides_clock(now: datetime | float) -> None:
         with_clock.verify(RAW, report_data=NONCE)
 
 
-@pytest.mark.parametrize(
-    "now", [datetime.fromisoformat("2026-09-21"), "today", 1e300, float("nan")]
-)
+@every_case("now", [datetime.fromisoformat("2026-09-21"), "today", 1e300, float("nan")])
 def test_verify_invalid_now_raises_usage_error(now: Any) -> None:
     """A naive, malformed or out-of-range `now` raises UsageError."""
     assert isinstance(get_error(RAW, now=now), UsageError)

@@ -84,7 +84,7 @@ def test_cmw_of_every_platform_round_trips(evidence: Evidence, form: CmwEncoding
     assert again.to_bytes() == written
 
 
-@pytest.mark.parametrize("evidence", SMALL)
+@every_case("evidence", SMALL)
 def test_cmw_parts_are_readable_by_other_decoders(evidence: Evidence) -> None:
     """cbor2 and json find one record per part, with the documented media type."""
     parts = cbor2.loads(Attestation(evidence).to_bytes("cbor"))
@@ -112,7 +112,7 @@ def test_cmw_parts_are_readable_by_other_decoders(evidence: Evidence) -> None:
     ]
 
 
-@pytest.mark.parametrize("evidence", SMALL)
+@every_case("evidence", SMALL)
 def test_from_bytes_of_v1_cbor_document_round_trips(evidence: Evidence) -> None:
     """A V1 document behind tag 55799 is read as v1-cbor, and rewritten identically."""
     old = v1_cbor.encode_evidence(evidence)
@@ -122,7 +122,7 @@ def test_from_bytes_of_v1_cbor_document_round_trips(evidence: Evidence) -> None:
     assert Attestation.from_bytes(old).to_bytes() == old
 
 
-@pytest.mark.parametrize("path", sorted(DATA.glob("*.cmw")), ids=lambda path: path.name)
+@every_case("path", sorted(DATA.glob("*.cmw")), ids=lambda path: path.name)
 def test_cmw_sample_files_round_trip(path: Path) -> None:
     """Each sample file is read and rewritten identically."""
     found = Attestation.from_bytes(path.read_bytes())
@@ -159,7 +159,7 @@ def test_collection_with_unknown_labels_or_without_type_is_read() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@every_case(
     "media_type",
     [
         18,
@@ -224,7 +224,7 @@ def test_decode_of_unsuitable_part_names_its_label(
         read_collection(sample_parts() | changes)
 
 
-@pytest.mark.parametrize("label", ["event_log", "report_data", "runtime_events", "config", "quote"])
+@every_case("label", ["event_log", "report_data", "runtime_events", "config", "quote"])
 def test_collection_with_missing_part_fails_naming_it(label: str) -> None:
     """The error names the missing part."""
     rest = {name: part for name, part in sample_parts().items() if name != label}
@@ -232,7 +232,7 @@ def test_collection_with_missing_part_fails_naming_it(label: str) -> None:
         read_collection(rest)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "reason", "subject"),
     [
         ({"imr": -1}, "wrong_value", "event 1: imr: "),
@@ -256,7 +256,7 @@ def test_decode_of_invalid_event_names_its_field(
         read_collection(sample_parts() | {"event_log": [MEDIA_TYPES["event_log"], log]})
 
 
-@pytest.mark.parametrize(
+@every_case(
     "message",
     [
         ["application/json", b""],
@@ -348,7 +348,7 @@ def test_from_bytes_accepts_whitespace_around_json_only(form: CmwEncoding) -> No
             Attestation.from_bytes(b" " + Attestation(KINDS[0]).to_bytes(untyped(other)))
 
 
-@pytest.mark.parametrize("collateral", [b"x", "{}", {}, 5])
+@every_case("collateral", [b"x", "{}", {}, 5])
 def test_cmw_arguments_of_other_type_are_usage_errors(collateral: object) -> None:
     """Collateral must be a Collateral, and an encoding one of the known names."""
     with raises(UsageError, "wrong_type"):
@@ -367,7 +367,7 @@ def test_collateral_is_written_in_collections_only() -> None:
         assert (again.enclosed_collateral is None) == (encoding not in {"cbor", "json"})
 
 
-@pytest.mark.parametrize("text", [b"", b"{", b"{}", b"[]", b"\xff", b'{"tcb_info":1}'])
+@every_case("text", [b"", b"{", b"{}", b"[]", b"\xff", b'{"tcb_info":1}'])
 def test_enclosed_collateral_if_malformed_fails_on_access(text: bytes) -> None:
     """The evidence is read; access to the collateral raises the error."""
     found = read_collection(sample_parts() | {"collateral": [MEDIA_TYPES["collateral"], text, 2]})

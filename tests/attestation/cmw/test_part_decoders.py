@@ -99,7 +99,7 @@ def test_cmw_collection_in_other_form_is_left_to_full_reader(change: dict[object
     assert read_collection(data) == read_collection(data, full=True)
 
 
-@pytest.mark.parametrize("labels", [(), ("config",), ("quote", "report"), ("collateral",)])
+@every_case("labels", [(), ("config",), ("quote", "report"), ("collateral",)])
 def test_cmw_collection_with_other_labels_is_refused_as_by_full_reader(
     labels: tuple[str, ...],
 ) -> None:
@@ -130,7 +130,7 @@ def test_cmw_quote_of_tpm_equals_that_of_full_reader(part: bytes) -> None:
     assert read_result("vtpm_quote", part) == read_result("vtpm_quote", part, full=True)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "change",
     [
         {"ak_public": ...},
@@ -162,7 +162,7 @@ def test_cmw_certificates_equal_those_of_full_reader(part: bytes) -> None:
     assert read_result("cert_chain", part) == read_result("cert_chain", part, full=True)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "change",
     [
         {"platform": "other"},
@@ -252,7 +252,7 @@ def test_cmw_event_log_in_other_form_is_left_to_full_reader(common: bytes, varia
     assert v1_structs.decode_json_log(LOG.replace(common, variant)) is None
 
 
-@pytest.mark.parametrize("part", ["8000", "a0", "9800", "818261614100", "9fff"])
+@every_case("part", ["8000", "a0", "9800", "818261614100", "9fff"])
 def test_cmw_runtime_events_in_other_form_are_left_to_full_reader(part: str) -> None:
     """Trailing bytes, other types, long heads and structs as arrays are left to it."""
     assert v1_structs.decode_runtime_events(bytes.fromhex(part)) is None

@@ -80,7 +80,7 @@ KNOWN: Final[list[tuple[str, Cmw]]] = [
 ]
 
 
-@pytest.mark.parametrize(("written", "message"), KNOWN)
+@every_case(("written", "message"), KNOWN)
 def test_write_cbor_matches_known_bytes(written: str, message: Cmw) -> None:
     """Records, tags and collections have the expected CBOR bytes."""
     assert read_cbor(bytes.fromhex(written)) == message
@@ -102,7 +102,7 @@ def test_write_json_matches_known_text() -> None:
             read_json(cut)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("number", "tag"),
     [(0, 1668546817), (60, 0x6374013D), (254, 0x637401FF), (255, 0x63740201), (65_024, 1668612095)],
 )
@@ -264,16 +264,14 @@ def test_read_json_of_other_base64_fails(value: bytes) -> None:
             from_base64url(other, "a")
 
 
-@pytest.mark.parametrize(
-    "text", ["A", "AB", "AAB", "A===", "AA==", "+A", "/w", "AAAAA", "A A", "é"]
-)
+@every_case("text", ["A", "AB", "AAB", "A===", "AA==", "+A", "/w", "AAAAA", "A A", "é"])
 def test_read_json_of_incomplete_base64url_fails(text: str) -> None:
     """A single character is not a byte, and unused bits must be zero."""
     with pytest.raises(FormatError):
         from_base64url(text, "a")
 
 
-@pytest.mark.parametrize(
+@every_case(
     "message",
     [
         Record("a", b""),

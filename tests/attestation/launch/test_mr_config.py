@@ -19,6 +19,7 @@ from attestkit.attestation.wire.evidence_parts import SevSnp
 from attestkit.errors import FormatError, UsageError
 from tests.attestation.samples import FIXTURE
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, load, needs_shared
 
@@ -123,7 +124,7 @@ def test_parse_of_minimal_document_has_empty_defaults() -> None:
     assert parsed.key_provider_info == b'{"name":"none","id":""}'
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "reason"),
     [
         ({"unknown": 1}, "unknown_field"),
@@ -143,7 +144,7 @@ def test_parse_of_invalid_document_names_the_key(change: dict[str, Any], reason:
         MrConfig.parse(json.dumps(FULL | change))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "reason"),
     [
         ({"version": 2}, "unsupported_version"),
@@ -200,7 +201,7 @@ def test_find_prefers_the_outer_object() -> None:
     assert [config.find(name) for name in "abcd"] == [9, 2, 3, None]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason"),
     [
         ("x", "syntax"),

@@ -1,7 +1,5 @@
 """Tests of QemuVersion: numbers, releases, and release lines."""
 
-import pytest
-
 from attestkit.attestation.launch.qemu_version import QemuVersion
 from attestkit.errors import FormatError
 from tests.raising import raises
@@ -40,7 +38,7 @@ def test_str_is_parsed_again() -> None:
     assert str(QemuVersion(10, 0, 13)) == "10.0.13"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         *("", "v8.2", "8", "8.", "8.2.2.1", "1234.0", "a.b", "8.2.", "-8.2"),

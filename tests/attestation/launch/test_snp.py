@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import pytest
-
 from attestkit._formats.cbor import Value
 from attestkit.attestation.launch.snp import OvmfSection, SnpImage, SnpLaunch, compute_measurement
 from attestkit.errors import FormatError
@@ -135,7 +133,7 @@ def test_launch_measurement_at_limits_is_computed() -> None:
     assert compute_measurement(IMAGE, LAUNCH._replace(vcpus=512))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "value", "reason", "field"),
     [
         ("version", 2, "unsupported_version", "version"),

@@ -61,7 +61,7 @@ def test_td_hob_digest_matches_vector(memory_size: int, digest: str) -> None:
     assert td_hob_digest(witness, memory_size).hex() == digest
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("witness", "reason", "offset"),
     [
         ("", "truncated", 0),
@@ -116,7 +116,7 @@ def test_td_hob_digest_skips_empty_ranges() -> None:
     assert td_hob_digest(b"\0\0\1\5\1", 0x80000000) != td_hob_digest(b"\0\0\0", 0x80000000)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "two_pass"),
     [
         ({}, False),
@@ -137,7 +137,7 @@ def test_registers_mrtd_variant_follows_from_configuration(
     assert read_launch(IMAGE, CONFIG | config).registers(LOG).mrtd == expected
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "reason"),
     [
         ({"memory_size": 0}, "unsupported"),
@@ -165,7 +165,7 @@ def test_registers_of_unsupported_configuration_names_the_key(
         read_launch(IMAGE, CONFIG | config).registers(LOG)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("log", "reason"),
     [
         ((), "missing"),
@@ -190,7 +190,7 @@ def test_registers_do_not_depend_on_order_of_acpi_events() -> None:
     assert launch.registers(LOG) == launch.registers(LOG[::-1])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("path", "value", "reason"),
     [
         (("version",), 2, "unsupported_version"),
@@ -292,7 +292,7 @@ def test_versions_differ_only_in_command_line_and_header() -> None:
     assert not TdxImage.read(VERSION_4 | {"image": without}).kernel_header_normalized
 
 
-@pytest.mark.parametrize("memory", [0x40000000, 0x7FFFFFFF, 0x80001000, 0xAFFFFFFF])
+@every_case("memory", [0x40000000, 0x7FFFFFFF, 0x80001000, 0xAFFFFFFF])
 def test_memory_size_is_free_only_with_normalized_header(memory: int) -> None:
     """QEMU's address of the initrd depends on these sizes; a normalized header has another."""
     image, config = TdxImage.read(VERSION_4), {"memory_size": memory}

@@ -15,7 +15,7 @@ from tests.verifier.platforms import intel
 CONFIG = '{"cpu_count":2,"hugepages":false,"os_image_hash":"ab","numa_nodes":[{"a":1},2]}'
 
 
-@pytest.mark.parametrize(
+@every_case(
     "supplied",
     [
         "",
@@ -68,14 +68,14 @@ def test_choose_config_uses_the_only_one() -> None:
     assert choose_config("", "") == ""
 
 
-@pytest.mark.parametrize("malformed", ["x", "[]", '{"vm_config":"x"}', "[" * 300])
+@every_case("malformed", ["x", "[]", '{"vm_config":"x"}', "[" * 300])
 def test_choose_config_refuses_malformed_copy(malformed: str) -> None:
     """A copy that cannot be read is not ignored."""
     with pytest.raises(FormatError):
         choose_config(CONFIG, malformed)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("outside", "accepted"),
     [
         ({"host": "x"}, True),

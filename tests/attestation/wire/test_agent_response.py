@@ -122,7 +122,7 @@ def test_from_agent_response_with_invalid_field_names_it(
         Attestation.from_agent_response(json.loads(GET_QUOTE) | change)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("response", "reason"),
     [
         ("", "syntax"),

@@ -22,12 +22,13 @@ from tests.attestation.samples import (
     prefixes,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import needs_shared
 
 ENCODED = [v0_scale.encode_evidence(evidence) for evidence in KINDS]
 
 
-@pytest.mark.parametrize("evidence", KINDS)
+@every_case("evidence", KINDS)
 def test_v0_of_every_platform_round_trips(evidence: Evidence) -> None:
     """Evidence of every platform is read back equal."""
     assert v0_scale.decode_evidence(v0_scale.encode_evidence(evidence)) == evidence
@@ -147,7 +148,7 @@ COMPACT = [
 ]
 
 
-@pytest.mark.parametrize(("value", "encoded"), COMPACT)
+@every_case(("value", "encoded"), COMPACT)
 def test_compact_number_round_trips_in_shortest_form(value: int, encoded: str) -> None:
     """A compact number is written in its shortest form and read back."""
     assert scale.encode_compact(value).hex() == encoded
@@ -157,7 +158,7 @@ def test_compact_number_round_trips_in_shortest_form(value: int, encoded: str) -
 LONGER = ["0100", "fd00", "02000000", "feff0000", "0300000000", "03ffffff3f"]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("encoded", "reason"),
     [
         *((encoded, "not_canonical") for encoded in LONGER),
@@ -171,7 +172,7 @@ def test_compact_number_over_long_or_too_large_fails(encoded: str, reason: str) 
         ScaleReader(bytes.fromhex(encoded)).compact()
 
 
-@pytest.mark.parametrize("encoded", ["", "01", "0200", "020000", "03", "03000000"])
+@every_case("encoded", ["", "01", "0200", "020000", "03", "03000000"])
 def test_compact_number_truncated_fails(encoded: str) -> None:
     """A truncated number is rejected."""
     with raises(FormatError, "truncated", offset=min(len(encoded) // 2, 1)):

@@ -20,7 +20,7 @@ ENCODED = [v1_cbor.encode_evidence(evidence) for evidence in EVIDENCE]
 MARK = b"\xd9\xd9\xf7"
 
 
-@pytest.mark.parametrize("evidence", EVIDENCE)
+@every_case("evidence", EVIDENCE)
 def test_v1_cbor_is_readable_by_other_decoders(evidence: Evidence) -> None:
     """cbor2 decodes the V1 tree behind the tag, with byte strings for bytes."""
     encoded = v1_cbor.encode_evidence(evidence)
@@ -62,7 +62,7 @@ def test_v1_cbor_of_other_version_fails() -> None:
         v1_cbor.decode_evidence(MARK + cbor2.dumps(document))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("encoded", "reason", "offset"),
     [
         ("bf", "not_canonical", 3),
@@ -129,7 +129,7 @@ def test_v1_cbor_fast_path_equals_general_reader(data: bytes) -> None:
     assert read_result(data) == read_result(data, general=True)
 
 
-@pytest.mark.parametrize("evidence", FAST)
+@every_case("evidence", FAST)
 def test_v1_cbor_of_td_and_snp_does_not_reach_general_reader(evidence: Evidence) -> None:
     """Evidence of TDX and SEV-SNP is read by the fast path, with keys in any order."""
     encoded = v1_cbor.encode_evidence(evidence)
@@ -235,7 +235,7 @@ UNUSUAL = [
 ]
 
 
-@pytest.mark.parametrize(("common", "variant"), UNUSUAL)
+@every_case(("common", "variant"), UNUSUAL)
 def test_v1_cbor_unusual_encoding_uses_general_reader(common: str, variant: str) -> None:
     """Other encodings, unknown keys and duplicate keys are handled by the strict reader."""
     assert ENCODED[0].count(bytes.fromhex(common)) > 0

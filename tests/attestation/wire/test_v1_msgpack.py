@@ -41,7 +41,7 @@ def encode_changed(evidence: Evidence, *path: str | int, to: object) -> bytes:
     return msgspec.msgpack.encode(document)
 
 
-@pytest.mark.parametrize("evidence", EVIDENCE)
+@every_case("evidence", EVIDENCE)
 def test_v1_of_every_kind_round_trips(evidence: Evidence) -> None:
     """Evidence of every platform and stack is read back equal."""
     assert v1_msgpack.decode_evidence(v1_msgpack.encode_evidence(evidence)) == evidence
@@ -293,7 +293,7 @@ UNUSUAL = [
 ]
 
 
-@pytest.mark.parametrize(("common", "variant"), UNUSUAL)
+@every_case(("common", "variant"), UNUSUAL)
 def test_v1_unusual_encoding_equals_general_reader(common: bytes, variant: bytes) -> None:
     """Overlong values, other keys and duplicate keys are handled as by the strict reader."""
     assert ENCODED[0].count(common) > 0

@@ -16,6 +16,7 @@ from tests.backends.dstack_agent.scripted_agent import (
     wait_for_close,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.samples.quotes import sample
 from tests.serve.server import Server
 from tests.vectors import HAVE_SHARED, needs_shared
@@ -104,7 +105,7 @@ def test_changed_quote_byte_is_simulated() -> None:
         assert not DstackAgent(endpoint=found.path, random=lambda _: report_data).simulated
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("answer", "text"),
     [
         (response({"quote": "", "attestation": SECRET}), "no TDX quote"),

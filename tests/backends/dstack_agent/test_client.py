@@ -68,7 +68,7 @@ def encode_chunks(body: bytes, size: int, extension: bytes = b"") -> bytes:
     return framed + b"0\r\nTrailer: x\r\n\r\n"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "answer",
     [
         response(BODY),
@@ -150,7 +150,7 @@ def test_call_status_gives_reason_and_message(
     assert words in str(error)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "body",
     [
         {"error": "a\r\nb\tc \x1b[31m red \u202e turned \x00" + "x" * 5000},
@@ -241,7 +241,7 @@ def test_call_full_backlog_is_busy() -> None:
             AgentClient(path).call("Info")
 
 
-@pytest.mark.parametrize(
+@every_case(
     "endpoint",
     [
         "",
@@ -281,7 +281,7 @@ def test_client_invalid_arguments_are_rejected() -> None:
 # -- retries, restarts and concurrency -------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     "answer",
     [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nnu", b"HTTP/1.1 2", response(b"\xff")],
     ids=["empty", "truncated", "truncated head", "not text"],

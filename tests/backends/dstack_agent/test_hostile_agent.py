@@ -164,7 +164,7 @@ def test_response_below_the_limit_is_accepted() -> None:
         assert len(AgentClient(agent.path).post("GetQuote").text) == len(body)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("head", "piece"),
     [
         (b"", b""),

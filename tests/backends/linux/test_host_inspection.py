@@ -30,6 +30,7 @@ from tests.backends.linux.machines import (
     ordinary_cpuid,
     unavailable_cpuid,
 )
+from tests.runner.cases import every_case
 
 AZURE = {
     "sys/class/dmi/id/sys_vendor": "Microsoft Corporation\n",
@@ -299,7 +300,7 @@ def test_cpuid_reports_hypervisor_and_snp() -> None:
     assert host_inspection.inspect_cpu(unavailable_cpuid) == (False, False, False, "", "none")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("isolation", "privileges", "expected"),
     [
         (2, 1 << 22, "SNP"),

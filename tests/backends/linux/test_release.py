@@ -1,11 +1,10 @@
 """Kernel release: expected features and the fix of CVE-2026-31470."""
 
-import pytest
-
 from attestkit.backends.linux.kernel_paths import FEATURES, KernelRelease
+from tests.runner.cases import every_case
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "number"),
     [
         ("6.12.94+deb13-amd64", (6, 12, 94)),
@@ -23,7 +22,7 @@ def test_parse_release_reads_the_number(text: str, number: tuple[int, int, int])
     assert release.known is (number != (0, 0, 0))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "features"),
     [
         ("6.1.0", 0),
@@ -43,7 +42,7 @@ def test_release_features_start_with_their_version(text: str, features: int) -> 
     assert found == list(FEATURES)[:features]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "repaired"),
     [
         ("6.6.99", True),  # without configfs-tsm

@@ -16,6 +16,7 @@ from attestkit.backends.linux import device_errors, syscalls
 from attestkit.backends.linux.syscalls import DeviceCalls, ior, read_file
 from attestkit.errors import UsageError
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 PATIENCE = 30  # seconds before a call counts as hung
@@ -86,7 +87,7 @@ def test_failures_raise_os_error_with_errno() -> None:
 # -- buffers -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     "buffer",
     [
         bytearray(3),

@@ -29,6 +29,7 @@ from tests.backends.nitro_tpm.nitro_proxy import (
     NitroProxy,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 DOCUMENT = b"\x84" + bytes(5000)
 FLUSH = 0x0165
@@ -174,7 +175,7 @@ def test_document_request_is_cbor_with_nulls() -> None:
             DocumentRequest(**{name: bytes(1025)}).encode()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("response", "reason"),
     [
         (b"", "truncated"),

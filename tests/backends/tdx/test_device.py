@@ -185,7 +185,7 @@ def test_ordinary_file_as_device_is_unsupported(tmp_path: Path) -> None:
     assert errno_of(caught.value) == errno.ENOTTY
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("computed", "literal", "size"),
     [
         (device.GET_REPORT0, 0xC4405401, 64 + 1024),

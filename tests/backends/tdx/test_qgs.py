@@ -103,7 +103,7 @@ def test_get_quote_accepts_any_valid_response(socket_path: Path, reply: bytes, p
     assert request_quote(socket_path, answering(reply, piece=piece)) == QUOTE
 
 
-@pytest.mark.parametrize("report", [b"", bytes(1023), bytes(1025), bytearray(1024), None])
+@every_case("report", [b"", bytes(1023), bytes(1025), bytearray(1024), None])
 def test_get_quote_report_must_be_1024_bytes(report: object) -> None:
     """Nothing is sent otherwise."""
     with raises(UsageError, "wrong_size"):
@@ -387,7 +387,7 @@ def test_endpoint_from_option_or_default() -> None:
     assert str(parse_endpoint("/run/qgs")) == "/run/qgs"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "address",
     [
         None,

@@ -22,6 +22,7 @@ from attestkit.errors import (
 from tests.backends.tdx.fake_td import FakeTd, count_open_files
 from tests.backends.tdx.qgs_server import QUOTE, framed, response
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -253,7 +254,7 @@ def test_get_quote_any_response_gives_quote_or_attestkit_error(
 # -- generations -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["", "A", "B", "c", "C''", None, 1])
+@every_case("name", ["", "A", "B", "c", "C''", None, 1])
 def test_parse_generation_unknown_name_lists_generations(name: object) -> None:
     """An unknown generation is a usage error."""
     with raises(UsageError, "unknown_name", part="C, C', D, D'"):

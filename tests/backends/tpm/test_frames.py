@@ -17,6 +17,7 @@ from attestkit.backends.tpm.nv_commands import NvPublic
 from attestkit.errors import FormatError, UsageError
 from attestkit.tpm.handles import PASSWORD_SESSION
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 SESSION = Authorization(0x02000000, bytes(range(64)), 1, b"\1" * 64)
 COMMAND = TpmCommand(0x14E, (0x01500000, 0x01500001), b"\4\0\0\0", (SESSION, password(b"pw")))
@@ -80,7 +81,7 @@ def test_content_cut_at_any_length_is_refused() -> None:
             TpmCommand.parse(resized(raw[:size]), 2)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("frame", "reason"),
     [
         (b"\x80\x03\0\0\0\x0a\0\0\0\0", "wrong_value"),

@@ -130,7 +130,7 @@ def test_retries_are_limited_without_a_clock() -> None:
     assert len(peer.commands) == 1001
 
 
-@pytest.mark.parametrize("code", [0x101, 0x921, 0x902, 0x18B])
+@every_case("code", [0x101, 0x921, 0x902, 0x18B])
 def test_other_errors_are_not_retried(code: int) -> None:
     """A command that failed is sent once."""
     with AnsweringTpm([TpmResponse(code).encode()]) as peer, raises(TpmError, "tpm_error"):

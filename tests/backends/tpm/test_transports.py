@@ -29,6 +29,7 @@ from tests.backends.tpm.templates import SHA256
 from tests.backends.tpm.tpm_peer import CLOSE, AnsweringTpm
 from tests.machines.software_tpm import needs_swtpm
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 COMMAND = TpmCommand(0x144, (), b"\0\0").encode()
 RESPONSE = TpmResponse(0, None, b"parameters").encode()
@@ -261,7 +262,7 @@ def test_stream_joins_pieces(answer: bytes | list[bytes]) -> None:
     assert peer.commands == [COMMAND] * 2
 
 
-@pytest.mark.parametrize("size", [0, 1, 9, 10, len(RESPONSE) - 1])
+@every_case("size", [0, 1, 9, 10, len(RESPONSE) - 1])
 def test_stream_that_ends_early_is_lost(size: int) -> None:
     """A connection that ends inside a response is an error, and stays closed."""
     ours, theirs = socket.socketpair()
@@ -299,7 +300,7 @@ def test_stream_without_answer_is_busy() -> None:
             peer.transport.exchange(COMMAND, LONG)
 
 
-@pytest.mark.parametrize("size", [b"\0\0\0\x09", b"\0\0\0\0", b"\0\0\x10\x01", b"\xff\xff\xff\xff"])
+@every_case("size", [b"\0\0\0\x09", b"\0\0\0\0", b"\0\0\x10\x01", b"\xff\xff\xff\xff"])
 def test_stream_response_of_impossible_size_is_refused(size: bytes) -> None:
     """The size in a header is 10 to 4096; nothing is received beyond the header."""
     with (

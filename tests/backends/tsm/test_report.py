@@ -33,6 +33,7 @@ from tests.backends.tsm.tsm_kernel import (
     snp,
 )
 from tests.raising import errno_of, raises
+from tests.runner.cases import every_case
 
 # -- successful requests -----------------------------------------------------------------------
 
@@ -145,8 +146,8 @@ def write_foreign_data(
     return write
 
 
-@pytest.mark.parametrize("operation", ["write inblob", "read outblob", "read auxblob"])
-@pytest.mark.parametrize("data", [b"\xff" * 64, b"\xff" * 32])
+@every_case("operation", ["write inblob", "read outblob", "read auxblob"])
+@every_case("data", [b"\xff" * 64, b"\xff" * 32])
 def test_request_repeats_after_foreign_write(operation: str, data: bytes) -> None:
     """If the generation advanced too far, the request is repeated."""
     kernel = snp()
@@ -285,7 +286,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("case", CASES)
+@every_case("case", CASES)
 def test_errno_gives_reason_and_remedy(
     case: tuple[str, str, str, int, tuple[object, str], list[str]],
 ) -> None:
@@ -303,7 +304,7 @@ def test_errno_gives_reason_and_remedy(
     assert platform == "tdx" or "QGS" not in str(error)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("kernel", "reason", "words"),
     [
         (TsmKernel(mounted=False), "missing", ["mount -t configfs", "bind-mount"]),
@@ -349,7 +350,7 @@ def test_request_after_driver_change_is_rejected() -> None:
     assert kernel.calls == ["make", "read provider", "remove"]
 
 
-@pytest.mark.parametrize("text", [b"", b"x\n", b"-1\n", b"1 2\n", b"1" * 21, b"\xb2\n", b"\n1"])
+@every_case("text", [b"", b"x\n", b"-1\n", b"1 2\n", b"1" * 21, b"\xb2\n", b"\n1"])
 def test_generation_must_be_a_number(text: bytes) -> None:
     """A generation that is not a decimal number is rejected."""
     error = request_error(TsmKernel(), Fault("read", "generation", text))
@@ -429,7 +430,7 @@ def test_snp_wiped_key_is_reported_to_a_new_client() -> None:
     assert kernel.reports == []
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENXIO, errno.EFBIG, errno.ENOMEM])
+@every_case("number", [errno.EINVAL, errno.ENXIO, errno.EFBIG, errno.ENOMEM])
 def test_snp_request_after_harmless_error_succeeds(number: int) -> None:
     """Errors that do not affect the key leave the client usable."""
     kernel = snp()

@@ -13,6 +13,7 @@ from attestkit.backends.simulator.gpu.gpu_host import GpuHost
 from attestkit.gpu import GpuEndorsements, GpuEvidence, GpuModeWarning, GpuServices
 from attestkit.gpu.endorsement_fetcher import NVIDIA_OCSP_URL
 from tests.cli import schemas
+from tests.runner.cases import every_case
 from tests.vectors import SHARED, needs_shared
 
 Capture = pytest.CaptureFixture[str]
@@ -180,7 +181,7 @@ def test_bundle_and_ear_have_the_gpus(files: Path, capsys: Capture) -> None:
     assert shown["gpus"].keys() == {"nvidia-gpu-0", "nvidia-gpu-1"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     "words",
     [
         ["--gpu"],

@@ -20,6 +20,7 @@ from attestkit.event_log.event import preview
 from attestkit.quote import Quote
 from tests.cli import evidence_files
 from tests.cli.evidence_files import HOSTILE, NONCE_HEX, Files
+from tests.runner.cases import every_case
 from tests.vectors import SHARED, needs_shared
 from tests.verifier.dcap.dcap_samples import COLLATERAL, create_td_quote
 from tests.verifier.platforms import amd, intel
@@ -312,7 +313,7 @@ def test_report_outdated_snp_platform_has_caution(files: Files) -> None:
     assert "Policydevelopment" in page.text.replace("\n", "")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("payload", "text", "note"),
     [
         (b"", "", "0 bytes"),

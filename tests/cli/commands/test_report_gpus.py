@@ -12,6 +12,7 @@ from attestkit.cli.report.gpu_section import build_strip, draw_connections
 from attestkit.gpu import GpuEvidence
 from tests.cli.commands.test_gpus import NONCE, trusted
 from tests.cli.commands.test_report import Reader, read
+from tests.runner.cases import every_case
 
 MATCHED: Final = 33  # measurements with reference values in the simulator
 
@@ -142,7 +143,7 @@ def test_report_of_rejected_gpus_is_marked_unverified(one_gpu: Path, tmp_path: P
     assert cells(text, "matched") == 0
 
 
-@pytest.mark.parametrize("count", [0, 1, 31, 64])
+@every_case("count", [0, 1, 31, 64])
 def test_strip_has_a_cell_for_each_measurement(count: int) -> None:
     """The cells are in rows of sixteen, and do not overlap."""
     strip = build_strip(count, matched=range(0, count, 2))

@@ -12,6 +12,7 @@ from attestkit.keys import AppKeys, LocalKeys
 from tests.cli import schemas
 from tests.cli.program import SEED, SIMULATED
 from tests.keys.test_key_chain import APP_ID, APP_ROOT, KEYS, KMS_ROOT
+from tests.runner.cases import every_case
 
 Capture = pytest.CaptureFixture[str]
 OWN: Final = KEYS.derive_v1("wallet", "secp256k1")
@@ -157,7 +158,7 @@ def test_key_v1_is_verified_by_verify_key(tmp_path: Path, capsys: Capture, algor
     assert verify(tmp_path, out.encode(), "--app-root-key", root, *names) == 0
 
 
-@pytest.mark.parametrize(
+@every_case(
     "words",
     [
         ("--separated",),

@@ -74,9 +74,7 @@ def test_identify_event_array_is_event_log() -> None:
     assert identify(log.encode()).kind == "event log"
 
 
-@pytest.mark.parametrize(
-    "junk", [b"", b"hello", b"\x7fELF" + bytes(200), b"{}", b"[1]", b"{" * 9999]
-)
+@every_case("junk", [b"", b"hello", b"\x7fELF" + bytes(200), b"{}", b"[1]", b"{" * 9999])
 def test_identify_unknown_format_raises_format_error(junk: bytes) -> None:
     """An unknown format raises FormatError."""
     with pytest.raises(FormatError):

@@ -21,6 +21,7 @@ from attestkit.errors import QuoteUnavailableError, UsageError
 from attestkit.testing import SimulatedTee
 from tests.client.middleware.documents import HPKE, NAME, NONCE, PEER, SIGNING, tee
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 TLS: Final = [PEER.spki_sha256]
 QUERY: Final = f"nonce={NONCE.hex()}"
@@ -312,7 +313,7 @@ class AsyncTee:
         return tee().attest(report_data=report_data)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("make", "reason"),
     [
         (lambda: Attested(hello, None, tls=TLS), "wrong_type"),  # type: ignore[arg-type]

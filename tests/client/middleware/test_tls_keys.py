@@ -17,6 +17,7 @@ from attestkit.client.document_endpoint import MAX_FILE, TlsKeys, TlsSource, rea
 from attestkit.errors import FormatError, UsageError
 from attestkit.testing.tls_listener import LoopbackCa, new_key
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 CA = LoopbackCa()
 HASH = bytes(range(32))
@@ -152,7 +153,7 @@ def test_file_that_cannot_be_read_leaves_the_last_keys(
     assert keys.current() == (second, first)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("tls", "reason"),
     [
         ([], "missing"),

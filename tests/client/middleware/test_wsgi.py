@@ -9,7 +9,6 @@ from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 from wsgiref.validate import validator
 
 import httpx
-import pytest
 
 from attestkit.client.document import PATH
 from attestkit.client.document_endpoint import AT_ONCE, WAITING
@@ -17,6 +16,7 @@ from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.wsgi import Attested
 from tests.client.middleware.documents import NONCE, PEER, tee
 from tests.client.middleware.test_asgi import Failing, Held
+from tests.runner.cases import every_case
 
 TLS: Final = [PEER.spki_sha256]
 QUERY: Final = f"nonce={NONCE.hex()}"
@@ -60,7 +60,7 @@ def test_document_and_app() -> None:
         assert http.get(f"{PATH}/").status_code == 404
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("method", "query", "status"),
     [
         ("GET", "", 400),

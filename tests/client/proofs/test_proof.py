@@ -9,6 +9,7 @@ import pytest
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import Binding
 from tests.client.proofs.saved_proofs import saved_proof
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 KEY = bytes(range(32))
@@ -55,7 +56,7 @@ def test_no_channel() -> None:
     assert "NOT protected" in line(str(found), "channel")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("kind", "part"),
     [
         ("tls-spki", "TLS key 0001020304050607… seen on this connection"),

@@ -2,12 +2,11 @@
 
 from typing import Any
 
-import pytest
-
 from attestkit.client.proofs.appraisal import REQUIRE_ALL, Require
 from attestkit.client.services.service import Binding, Claims, Machine
 from attestkit.errors import ServiceError, UsageError
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 SERVER = Binding("tls-spki", bytes(32), "server")
@@ -27,8 +26,8 @@ def test_defaults_are_the_safe_ones() -> None:
     assert Require() == REQUIRE_ALL == Require("nonce", "model", gpu=False)
 
 
-@pytest.mark.parametrize("required", ["nonce", "key possession", "none"])
-@pytest.mark.parametrize("shown", ["nonce", "key possession", "none"])
+@every_case("required", ["nonce", "key possession", "none"])
+@every_case("shown", ["nonce", "key possession", "none"])
 def test_freshness(required: Any, shown: Any) -> None:
     """Claims that show more are accepted; the text names the value that would accept less."""
     order = ["none", "key possession", "nonce"]
@@ -40,7 +39,7 @@ def test_freshness(required: Any, shown: Any) -> None:
         require.check(claims(shown), [SERVER], "stub")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("bindings", "least", "reason"),
     [
         ([SERVER], "model", ""),
@@ -70,7 +69,7 @@ def test_gpu() -> None:
         Require(gpu=True).check(claims(), [SERVER], "stub")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("machines", "is_met"),
     [
         (["model", "model"], False),
@@ -105,7 +104,7 @@ def test_gpu_of_each_machine(machines: list[str], is_met: bool) -> None:
         Require(gpu=True).check(several, [SERVER], "stub")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("values", "reason"),
     [
         ({"freshness": "now"}, "wrong_value"),

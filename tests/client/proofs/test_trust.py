@@ -21,6 +21,7 @@ from attestkit.testing import AttestedServer
 from attestkit.verifier import AppraisalPolicy
 from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 
@@ -103,7 +104,7 @@ def test_roles() -> None:
         trust({})
 
 
-@pytest.mark.parametrize("policy", [None, 1, b"policy.toml", ["policy.toml"], {"server": None}])
+@every_case("policy", [None, 1, b"policy.toml", ["policy.toml"], {"server": None}])
 def test_other_types(policy: Any) -> None:
     """Values that are not policies are refused."""
     with raises(UsageError, "wrong_type"):

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from attestkit.client.sealing.aci_e2ee import AciConstraint, require_verified
+from tests.runner.cases import every_case
 
 DEMAND: Any = {"aci_verified": True}
 
@@ -20,9 +21,7 @@ def sealed(method: str, target: str, body: bytes) -> bytes:
     return found.body
 
 
-@pytest.mark.parametrize(
-    "path", ["chat/completions", "completions", "embeddings", "messages", "responses?a=b"]
-)
+@every_case("path", ["chat/completions", "completions", "embeddings", "messages", "responses?a=b"])
 def test_prompts_demand_a_verified_machine(path: str) -> None:
     """Each kind of prompt has the demand; its other bytes stay as they are."""
     body = b'{ "model": "m", "temperature": 1e0 }\n'
@@ -39,7 +38,7 @@ def test_other_requests_stay_as_they_are(method: str, target: str) -> None:
     assert sealed(method, target, b'{"model":"m"}') == b'{"model":"m"}'
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("body", "provider"),
     [
         ({}, DEMAND),
@@ -55,7 +54,7 @@ def test_decision_of_the_caller_stays(body: dict[str, Any], provider: Any) -> No
     assert found == {**body, "provider": provider}
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"not JSON", b'{"a":1,"a":2}', b"\xff"])
+@every_case("body", [b"", b"[]", b"not JSON", b'{"a":1,"a":2}', b"\xff"])
 def test_body_that_is_no_object_stays(body: bytes) -> None:
     """The gateway refuses it; nothing is guessed here."""
     assert require_verified(body) == body

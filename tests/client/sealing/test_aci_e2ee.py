@@ -25,6 +25,7 @@ from attestkit.client.sealing.fields import RequestContext
 from attestkit.client.sealing.protocol import MAX_PROBLEM, SealedRequest, SealingKeyError
 from attestkit.errors import ServiceError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 SECRET: Final = b"\3" * 32
 SUITES: Final = ("x25519", "secp256k1")
@@ -155,7 +156,7 @@ def test_text_that_looks_like_a_list_stays_text(server: Server) -> None:
     assert opened[1:] == ["[no array", "[" * 5000]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("target", "body"),
     [
         (CHAT, {"messages": []}),
@@ -303,7 +304,7 @@ def test_key_that_the_server_does_not_have(step: int) -> None:
         opener.finish()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("status", "body"),
     [
         (401, b'{"error":{"type":"e2ee_model_key_mismatch"}}'),
@@ -321,7 +322,7 @@ def test_other_errors_are_handed_on(status: int, body: bytes) -> None:
     assert opener.feed(body) + opener.finish() == body
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("status", "problem", "calls"),
     [
         (200, b"", 1),

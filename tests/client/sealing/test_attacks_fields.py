@@ -2,12 +2,11 @@
 
 from typing import Any, Final
 
-import pytest
-
 from attestkit.client.sealing.field_protocols import ALL_ENDPOINTS
 from attestkit.client.sealing.field_walk import AnswerWalk
 from attestkit.errors import ServiceError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 EVIL: Final = "https://evil.example/x.png"
 
@@ -18,7 +17,7 @@ def walk(endpoint: str, answer: dict[str, Any], *allowed: str) -> dict[str, Any]
     return AnswerWalk(table, frozenset(allowed)).open(answer, lambda _, text: f"opened {text}")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("endpoint", "answer"),
     [
         ("images/generations", {"data": [{"url": EVIL}]}),

@@ -2,9 +2,8 @@
 
 from typing import Final
 
-import pytest
-
 from attestkit.client.sealing.event_stream import EventStreamEnd
+from tests.runner.cases import every_case
 
 CHAT: Final = b'data: {"choices": []}\n\ndata: [DONE]\n\n'
 RESPONSES: Final = (
@@ -20,7 +19,7 @@ def complete(stream: bytes, size: int = 0) -> bool:
     return end.complete
 
 
-@pytest.mark.parametrize(
+@every_case(
     "stream",
     [
         CHAT,
@@ -41,7 +40,7 @@ def test_complete_streams(stream: bytes) -> None:
         assert complete(stream, size)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "stream",
     [
         b"",

@@ -21,6 +21,7 @@ from tests.client.sealing.field_talk import (
     message,
     refused,
 )
+from tests.runner.cases import every_case
 
 # -- answers ---------------------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ def test_near_opens_all_fields() -> None:
     assert opened["logprobs"]["content"] == [{**expected, "top_logprobs": [expected]}]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("target", "body", "make", "expected"),
     [
         (
@@ -214,8 +215,8 @@ def test_answer_for_another_key_is_refused(name: str) -> None:
     refused(lambda: opened(talk, talk.seal(message("x")), other))
 
 
-@pytest.mark.parametrize("name", ["Phala ed25519", "Phala ecdsa"])
-@pytest.mark.parametrize(
+@every_case("name", ["Phala ed25519", "Phala ecdsa"])
+@every_case(
     "change",
     [
         {"id": "chat-2"},
@@ -320,7 +321,7 @@ def test_every_cut_of_a_stream_is_refused() -> None:
     assert sealed.opener.finish() == b""
 
 
-@pytest.mark.parametrize(
+@every_case(
     "data",
     [
         b"data: text\n\n",

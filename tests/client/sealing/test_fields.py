@@ -117,7 +117,7 @@ def test_near_seals_all_fields() -> None:
     assert received["messages"][2]["tool_call_id"] == "c1"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("target", "body", "paths"),
     [
         ("/v1/completions", {"prompt": "a b"}, [("prompt",)]),
@@ -185,7 +185,7 @@ def test_request_with_text_that_is_not_sealed_is_refused(name: str, change: dict
     refused(lambda: Talk(name).seal({**message("x"), **change}), "field")
 
 
-@pytest.mark.parametrize("name", ["ed25519 version 1", "ecdsa", "Venice", "Phala ecdsa"])
+@every_case("name", ["ed25519 version 1", "ecdsa", "Venice", "Phala ecdsa"])
 def test_protocols_of_contents_refuse_other_texts(name: str) -> None:
     """Tools, names, images and probabilities are not sealed by them."""
     talk = Talk(name)

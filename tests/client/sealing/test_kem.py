@@ -23,6 +23,7 @@ from attestkit.client.sealing.kem import KemOpener, KemSealing
 from attestkit.client.sealing.protocol import SealedRequest
 from attestkit.errors import ServiceError, UnsupportedError, UsageError, VerificationError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 SERVER: Final = MlKemKey()
 BODY: Final = b'{"model":"m","messages":[{"role":"user","content":"\xc3\xa9"}]}'
@@ -123,7 +124,7 @@ def test_head_of_the_request() -> None:
     assert dict(seal().headers)["X-E2E-Stream"] == "false"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("method", "target", "headers", "body"),
     [
         ("GET", "/v1/models", [], b""),
@@ -277,7 +278,7 @@ def test_answer_to_another_request_is_refused() -> None:
         read(two, b"".join(stream(one)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "data",
     [
         b'data: {"e2e":"AAAA"}\n\n',

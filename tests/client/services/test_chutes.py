@@ -31,6 +31,7 @@ from tests.client.services.chutes_answers import (
     machine,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared
 
 SERVICES: Final = SHARED / "data" / "services"
@@ -135,7 +136,7 @@ ALTERED: Final[list[tuple[dict[str, Any], str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "reason"), ALTERED)
+@every_case(("changes", "reason"), ALTERED)
 def test_malformed_evidence(changes: dict[str, Any], reason: str) -> None:
     """Evidence that cannot be read is refused, not left out."""
     with pytest.raises(FormatError) as caught:
@@ -151,7 +152,7 @@ def test_certificate_is_required() -> None:
         read(evidence(proof), instances(INSTANCES[0]))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("keys", "reason"),
     [
         (b"{}", "missing"),

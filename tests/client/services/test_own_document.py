@@ -29,6 +29,7 @@ from tests.client.middleware.documents import (
     with_statement,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 STRANGER = ObservedPeer(PEER.host, PEER.port, b"another leaf", b"another key")
 
@@ -171,7 +172,7 @@ def test_evidence_that_is_none_is_refused() -> None:
         read(body)
 
 
-@pytest.mark.parametrize("form", ["der", "pem", "table", "none"])
+@every_case("form", ["der", "pem", "table", "none"])
 def test_certificates_in_any_form_of_the_host(form: str) -> None:
     """A host hands over certificates in DER, PEM or a table, in any order, or none."""
     attestation = Attestation.from_bytes(read_document(genuine("snp"), NONCE).evidence)

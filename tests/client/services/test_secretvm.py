@@ -25,6 +25,7 @@ from attestkit.quote import Quote
 from attestkit.testing import SimulatedTee
 from attestkit.verifier import AppraisalPolicy, ReferenceValues, TcbStatus
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared
 
 FOLDER: Final = SHARED / "data" / "services" / "secretvm"
@@ -136,7 +137,7 @@ def test_snp_report() -> None:
 # -- what is refused -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("answer", "reason"),
     [
         (b"", "missing"),
@@ -180,7 +181,7 @@ def test_gpus_of_another_nonce() -> None:
         machine().verifier(policy=POLICY).verify(only.evidence, gpu=only.gpu)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("answer", "reason"),
     [
         (b"[]", "wrong_type"),
@@ -208,7 +209,7 @@ def test_registry() -> None:
     assert image[3:] == (*(bytes([n]) * 48 for n in range(4)), b"\5" * 32)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason"),
     [
         ("", "missing"),

@@ -102,7 +102,7 @@ def test_any_bytes(data: bytes, start: bytes) -> None:
         assert len(found.body) <= LIMIT
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("head", "reusable"),
     [
         (with_length(b"", b"Connection: close"), False),

@@ -23,6 +23,7 @@ from attestkit.client.wire.steps import (
     drive_async,
 )
 from tests.client.wire.servers import TIMEOUT
+from tests.runner.cases import every_case
 
 
 class MemoryChannel:
@@ -221,7 +222,7 @@ def cancellable(step: Step, ended: list[str]) -> Steps:
     return True
 
 
-@pytest.mark.parametrize("kind", ["send", "receive", "run", "wait"])
+@every_case("kind", ["send", "receive", "run", "wait"])
 def test_driver_ends_the_generator_when_cancelled(kind: str) -> None:
     """A task that is cancelled in any step closes the generator, and cancels no shared future."""
     future: Future[None] = Future()

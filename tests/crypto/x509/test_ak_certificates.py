@@ -38,6 +38,7 @@ from attestkit.errors import (
     SignatureError,
 )
 from tests.pki.certificates import key_usage, name_of
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
@@ -244,7 +245,7 @@ def test_a_root_of_the_same_name_is_not_trusted() -> None:
     assert caught.value.reason == "untrusted_root"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("issuer", "leaf", "reason"),
     [
         ({"usages": ("2.23.133.8.3",)}, {}, "cert_constraints"),

@@ -13,6 +13,7 @@ from attestkit._crypto.x509.simulated.certificate_encoder import Window
 from attestkit.backends.simulator.pki.amd_chip import SimulatedChip
 from attestkit.backends.simulator.pki.intel_pki import derive
 from attestkit.backends.simulator.scenarios.config import SnpConfig, SnpProduct, SnpSigningKey
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 NOW = datetime(2026, 11, 1, tzinfo=timezone.utc)
@@ -64,8 +65,8 @@ def test_vcek_has_the_form_of_amds(product: SnpProduct) -> None:
     assert len(ours.extensions[f"{OWN}4"]) == len(theirs.extensions[f"{OWN}4"])
 
 
-@pytest.mark.parametrize("product", ["Milan", "Genoa", "Turin"])
-@pytest.mark.parametrize("key", ["VCEK", "VLEK"])
+@every_case("product", ["Milan", "Genoa", "Turin"])
+@every_case("key", ["VCEK", "VLEK"])
 def test_amd_chain_is_valid(product: SnpProduct, key: SnpSigningKey) -> None:
     """Each certificate is signed by its issuer, the root by itself."""
     chip = make_chip(SnpConfig(product=product, signing_key=key))

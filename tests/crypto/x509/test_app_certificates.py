@@ -247,7 +247,7 @@ def test_extension_content_if_missing_is_none() -> None:
             certificate.content(oid)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "value",
     [
         b"",

@@ -221,7 +221,7 @@ BASIC = b"\x01\x01\xff\x02\x01\x01"  # an authority with path length 1
 WRONG_BASIC = ("wrong_value", "basic constraints")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("der", "reason", "subject"),
     [
         (lambda: b"", "truncated", "DER"),

@@ -22,6 +22,7 @@ from attestkit._crypto.x509.simulated.amd_certificates import (
 from attestkit._crypto.x509.simulated.certificate_encoder import Window
 from attestkit.errors import FormatError, SignatureError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 START: Final = datetime(2026, 8, 1, tzinfo=timezone.utc)
 WINDOW: Final = Window(START, START + timedelta(days=30))
@@ -102,7 +103,7 @@ def test_every_changed_byte_is_refused() -> None:
             check_signature(found, root)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("data", "reason"),
     [
         (b"", "syntax"),

@@ -1,6 +1,5 @@
 """Distinguished names are read like `cryptography` reads them."""
 
-import pytest
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
@@ -8,6 +7,7 @@ from attestkit._crypto.der import OID, encode_element, encode_sequence
 from attestkit._crypto.x509.names import COMMON_NAME, read_name
 from attestkit.errors import FormatError
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 _SET = 0x31
 CN = bytes.fromhex("550403")
@@ -60,7 +60,7 @@ def test_read_of_other_strings_leaves_them_out() -> None:
     assert read_name(both) == {COMMON_NAME: "a", "2.5.4.10": "b"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("raw", "reason"),
     [
         (name(attribute(b"a"), attribute(b"b")), "duplicate"),

@@ -35,6 +35,7 @@ from tests.pki.ocsp_pki import (
     subject_certificate,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, data, needs_shared
 
 VECTORS: dict[str, dict[str, Any]] = (
@@ -66,8 +67,8 @@ def test_read_ocsp_answer_real_answers_have_expected_values(path: str) -> None:
     assert expected["response_extensions"] == []
 
 
-@pytest.mark.parametrize("nonce", [None, b"n" * 32])
-@pytest.mark.parametrize("status", ["good", "revoked", "unknown"])
+@every_case("nonce", [None, b"n" * 32])
+@every_case("status", ["good", "revoked", "unknown"])
 def test_write_ocsp_answer_is_read_alike_by_cryptography(status: str, nonce: bytes | None) -> None:
     """`cryptography` reads the values that were written, and so does this reader."""
     values: dict[str, Any] = {}
@@ -96,7 +97,7 @@ def test_write_ocsp_answer_is_read_alike_by_cryptography(status: str, nonce: byt
     assert ours.nonce == nonce
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("problem", "number"),
     [
         ("malformed request", 1),

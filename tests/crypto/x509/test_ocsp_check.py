@@ -187,7 +187,7 @@ def test_check_ocsp_nonce_must_be_in_answer(size: int) -> None:
             check(answer_about(nonce=other), nonce=nonce)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("status", "reason", "expected"),
     [
         ("good", None, "good"),
@@ -377,7 +377,7 @@ ANY_USAGE = (ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE, ExtendedKeyUsageOID.CLI
 CRITICAL = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3.4"), b"\x05\0")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("certificate", "key"),
     [
         pytest.param(certificate_of("responder", "issuer"), "responder", id="no usage"),

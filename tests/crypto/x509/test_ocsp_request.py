@@ -37,6 +37,7 @@ from tests.pki.ocsp_pki import (
     subject_certificate,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 HASHES: tuple[OcspHash, ...] = ("sha1", "sha256", "sha384")
@@ -55,8 +56,8 @@ def expected_id(hash_name: OcspHash) -> CertId:
     return cert_id(read_path_certificate(subject), read_path_certificate(issuer), hash_name)
 
 
-@pytest.mark.parametrize("nonce", [None, b"n" * 32])
-@pytest.mark.parametrize("hash_name", HASHES)
+@every_case("nonce", [None, b"n" * 32])
+@every_case("hash_name", HASHES)
 def test_ocsp_request_round_trip_and_cryptography(hash_name: OcspHash, nonce: bytes | None) -> None:
     """A request is read as it was written, by `cryptography` too."""
     written = request(hash_name, nonce)

@@ -2,8 +2,6 @@
 
 import base64
 
-import pytest
-
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit.errors import FormatError
 from tests.raising import raises
@@ -28,7 +26,7 @@ def pem_blocks(*certificates: bytes, between: str = "\n", end: str = "\n\0") -> 
     return (between.join(blocks) + end).encode()
 
 
-@pytest.mark.parametrize(
+@every_case(
     "content",
     [
         pem_blocks(der_sequence(5), der_sequence(900)),

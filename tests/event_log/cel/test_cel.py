@@ -133,7 +133,7 @@ def test_cel_of_empty_log_is_empty_array() -> None:
 # -- record numbers --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("numbers", "warning"),
     [
         ([(0, 1), (0, 2), (1, 1), (1, 2)], None),
@@ -166,7 +166,7 @@ def test_from_cel_non_increasing_record_number_fails(second: int) -> None:
 VERSION = tlv(1, number(0, 1) + number(1, 1))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "statements", [VERSION, tlv(2, b""), number(80, 9, 8), number(81, 2), VERSION + tlv(2, b"")]
 )
 def test_from_cel_management_records_are_not_replayed(statements: bytes) -> None:
@@ -245,7 +245,7 @@ def runtime_record(preimage: bytes, digest: bytes = DIGEST, index: int = 4) -> b
     return record(0, number(1, index), tlv(0xC, digest), content)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "preimage",
     [
         b"",

@@ -84,7 +84,7 @@ def test_detect_encoding_of_tlv_needs_three_elements() -> None:
         assert detect_encoding(record(register=number(kind, 2) + b"\4")) is None
 
 
-@pytest.mark.parametrize("count", [1, 23, 24, 255, 256, 300])
+@every_case("count", [1, 23, 24, 255, 256, 300])
 def test_parse_of_cel_with_any_record_count_round_trips(count: int) -> None:
     """Arrays with one-byte and longer CBOR heads are detected and read."""
     log = EventLog(FULL.events[-1:] * count)
@@ -209,7 +209,7 @@ def test_from_cel_json_error_offset_counts_utf8_bytes() -> None:
     assert caught.value.offset <= len(invalid.encode())
 
 
-@pytest.mark.parametrize(
+@every_case(
     "changed",
     [
         {"content_type": 5, "digests": [{"hashAlg": 12, "digest": DIGEST.hex().upper()}]},
@@ -253,7 +253,7 @@ def test_parse_accepts_cbor_and_json_sequences() -> None:
         assert EventLog.parse(sequence) == EventLog.parse("\n" + sequence.decode()) == whole
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("kind", "data"),
     [
         ("cel_version", {"major": 1, "minor": 1}),
@@ -272,7 +272,7 @@ def test_parse_accepts_json_management_records(kind: str | int, data: Any) -> No
         assert EventLog.parse(log) == EventLog()
 
 
-@pytest.mark.parametrize("content", [{0: 1, 1: {0: 1, 1: 1}}, {0: 2}, {0: 80, 1: 5}, {0: 81, 1: 0}])
+@every_case("content", [{0: 1, 1: {0: 1, 1: 1}}, {0: 2}, {0: 80, 1: 5}, {0: 81, 1: 0}])
 def test_parse_accepts_cbor_management_records(content: dict[int, Any]) -> None:
     """All four management types are read in CBOR."""
     log = cbor([cbor_record({3: [], 9: 4, 10: content})])

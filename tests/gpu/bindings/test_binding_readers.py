@@ -205,7 +205,7 @@ def test_coco_removes_one_nul_after_signature() -> None:
         assert len(found.evidence.devices[0].report) == size + kept
 
 
-@pytest.mark.parametrize("wrong", [{"a": 1.5}, {"é": 1}, {"a": "\ud800"}, {"a": 1 << 53}])
+@every_case("wrong", [{"a": 1.5}, {"é": 1}, {"a": "\ud800"}, {"a": 1 << 53}])
 def test_coco_key_without_canonical_form(wrong: dict[str, Any]) -> None:
     """A key that has no canonical form is refused as an argument."""
     device = DeviceEvidence("HOPPER", bytes(60), (b"\x30\x03\x02\x01\x01",)).to_object()
@@ -357,7 +357,7 @@ def test_every_prefix_of_an_answer_is_refused() -> None:
             read_tinfoil(june[:size], nonce=nonce)
 
 
-@pytest.mark.parametrize("nonce", [b"", bytes(31), bytes(33), "n" * 32])
+@every_case("nonce", [b"", bytes(31), bytes(33), "n" * 32])
 def test_nonce_of_another_size_is_usage_error(nonce: object) -> None:
     """GPUs have nonces of 32 bytes."""
     with pytest.raises(UsageError):

@@ -2,8 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-import pytest
-
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu import GpuEvidence, GpuRoots, Report
 from attestkit.gpu.device.device_chain import read_device_chain, verify_device_chain
@@ -11,6 +9,7 @@ from attestkit.gpu.device.topology import TopologyDevice, check_topology
 from tests.gpu.gpu_samples import EXPECTED
 from tests.gpu.made_devices import GPU_FIELDS, NONCE, NOW, SWITCH_FIELDS, make_device, make_report
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 GPUS = [bytes([at]) * 8 for at in range(1, 9)]
@@ -97,7 +96,7 @@ def test_machine_without_switches_is_not_checked_further() -> None:
     assert check_topology([]) is False
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "device"),
     [
         (lambda: [*MACHINE[:7], MACHINE[0], *MACHINE[8:]], 7),

@@ -90,7 +90,7 @@ def test_fwid_of_sample_equals_that_of_report_as_expected(one: Sample) -> None:
         assert equal is expected["fwid_equals_certificate"]
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@every_case("name", CHAINS)
 def test_chains_alone_are_verified_as_expected(name: str) -> None:
     """A complete chain is accepted; one without leaf or CA, or with the root alone, is refused."""
     expected, certificates = EXPECTED["chains"][name], read_pem(name)
@@ -275,7 +275,7 @@ def test_another_certificate_of_the_trusted_root_is_accepted() -> None:
         verify_device_chain(chain, DEVICE.root, NOW)
 
 
-@pytest.mark.parametrize("at", range(5))
+@every_case("at", range(5))
 def test_chain_with_certificate_out_of_its_validity_is_refused(at: int) -> None:
     """Every certificate must be valid at the time of the verification, the root too."""
     device = make_device(valid={at: Window(NOW - DAY, NOW + DAY)})

@@ -7,6 +7,7 @@ from attestkit.errors import FormatError
 from attestkit.gpu.device.device_chain import COMPOSITE_OID, TCB_INFO_OID, read_dice
 from tests.gpu.made_devices import FWID, composite, fwid_entry, key, tcb_info
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 SPKI = key("a BROM").spki
 SHA256_OID = bytes.fromhex("608648016503040201")
@@ -30,7 +31,7 @@ def test_read_of_every_prefix_is_refused(oid: str) -> None:
         read_dice({oid: value + b"\0"})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("oid", "value", "reason"),
     [
         (COMPOSITE_OID, composite(SPKI, version=2), "unsupported_version"),

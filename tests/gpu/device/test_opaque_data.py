@@ -87,7 +87,7 @@ def test_encode_of_too_large_number_is_refused() -> None:
     assert len(encode_opaque_data([(0xFFFF, bytes(0xFFFF))])) == 4 + 0xFFFF
 
 
-@pytest.mark.parametrize("missing", [3, 6, 15, 17, 18])
+@every_case("missing", [3, 6, 15, 17, 18])
 def test_read_without_required_field_of_gpu_is_refused(missing: int) -> None:
     """A GPU states what the identifiers of its RIMs are made of."""
     left = tuple(field for field in GPU if field[0] != missing)
@@ -103,7 +103,7 @@ def test_read_without_required_field_of_switch_is_refused(missing: int) -> None:
         read_opaque_data(left, "switch", 45)
 
 
-@pytest.mark.parametrize("absent", [4, 11, 12, 13, 14, 16, 19, 20, 21])
+@every_case("absent", [4, 11, 12, 13, 14, 16, 19, 20, 21])
 def test_read_without_optional_field_gives_none(absent: int) -> None:
     """Fields that some firmware leaves out may be absent."""
     left = tuple(field for field in GPU if field[0] != absent)

@@ -157,7 +157,7 @@ def test_problems_of_certificates_on_hold(reason: str) -> None:
     assert len(read({CHAINS[1]: other}).problems(allow_hold=True)) == 1
 
 
-@pytest.mark.parametrize(
+@every_case(
     "claims",
     [
         {"measres": "fail"},

@@ -16,6 +16,7 @@ from attestkit.gpu.nras.tokens import MAX_JWKS
 from tests.gpu.nras.nras_tokens import NONCE, answer, jwks
 from tests.pki.ocsp_pki import der, issuer_certificate, subject_certificate
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 DEVICE = DeviceEvidence(
@@ -101,7 +102,7 @@ WRONG_URLS: Final = (
 )
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arguments", "reason"),
     [
         ({"devices": []}, "missing"),
@@ -130,7 +131,7 @@ def test_request_tokens_with_wrong_argument_raises_usage_error(
     assert not service.url
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("status", "body", "reason", "part"),
     [
         (400, b'{"errorMessage": "wrong\\nnonce"}', "fetch_failed", "status 400: wrong nonce"),

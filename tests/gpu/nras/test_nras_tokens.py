@@ -291,7 +291,7 @@ def test_verify_tokens_signed_with_other_key_are_refused() -> None:
         verify(answer(), jwks=jwks(jwk("attacker", "test-key-2")))
 
 
-@pytest.mark.parametrize("size", [0, 64, 95, 97, 192])
+@every_case("size", [0, 64, 95, 97, 192])
 def test_verify_tokens_with_signature_of_other_size_is_refused(size: int) -> None:
     """A signature has 96 bytes."""
     devices = {"GPU-0": sign(HEADER, device_claims())}
@@ -357,7 +357,7 @@ def test_verify_tokens_with_malformed_digest_raises_format_error(
         verify(bundle(sign(HEADER, overall), {"GPU-0": token}))
 
 
-@pytest.mark.parametrize("submods", [None, [], {}, {"GPU-A": []}])
+@every_case("submods", [None, [], {}, {"GPU-A": []}])
 def test_verify_tokens_without_submods_raises_format_error(submods: object) -> None:
     """The overall token names the devices."""
     token = sign(HEADER, device_claims())

@@ -106,7 +106,7 @@ def test_document_is_rejected(xml: str, reason: str) -> None:
     assert 0 <= caught.value.offset <= len(xml.encode())
 
 
-@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@every_case("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_other_encodings_are_rejected(encoding: str) -> None:
     """Only UTF-8 is read, whatever expat could detect."""
     with raises(FormatError, "encoding", "syntax"):

@@ -12,6 +12,7 @@ from attestkit.gpu.rim.manifest import Rim, RimMeasurement, RimSource, check_rim
 from attestkit.gpu.rim.verification import verify_rim
 from tests.gpu.rim import samples
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 VALUES = tuple(bytes([number]) * 48 for number in range(64))
 OTHER = b"\xff" * 48
@@ -216,7 +217,7 @@ def test_identity_is_compared_without_case(version: str, product: str) -> None:
     check_rim_identity(matching(0), "driver", version=version, product=product)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("version", "product"),
     [("550.90.08", "GH100"), ("550.90.07", "GB100"), ("", "GH100"), ("550.90.07", "")],
 )

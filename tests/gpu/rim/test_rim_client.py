@@ -139,7 +139,7 @@ def test_invalid_answer_is_rejected(fields: object, reason: str) -> None:
         fetch(json.dumps(fields).encode())
 
 
-@pytest.mark.parametrize(
+@every_case(
     "body",
     [b"", b"not JSON", b"\xff", b"{" * 300, b'{"id": "a", "id": "b"}', b'{"id": NaN}'],
 )
@@ -164,7 +164,7 @@ def test_large_answer_is_rejected() -> None:
         fetch(b" " * (MAX_RIM_ANSWER + 1))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("status", "reason"),
     [(404, "missing"), (401, "fetch_failed"), (403, "fetch_failed"), (500, "fetch_failed")],
 )

@@ -141,7 +141,7 @@ CHAINS: Mapping[str, tuple[Sequence[CertificateShape], str]] = {
 }
 
 
-@pytest.mark.parametrize(("shapes", "reason"), CHAINS.values(), ids=CHAINS)
+@every_case(("shapes", "reason"), CHAINS.values(), ids=CHAINS)
 def test_certificates_that_are_no_path_are_refused(
     shapes: Sequence[CertificateShape], reason: str
 ) -> None:
@@ -240,7 +240,7 @@ def test_malformed_root_is_rejected() -> None:
         verify_rim(GOOD, b"root", NOW)
 
 
-@pytest.mark.parametrize("at", range(4))
+@every_case("at", range(4))
 def test_each_certificate_must_be_valid(at: int) -> None:
     """The verification time is within the dates of all certificates, also of a kept RIM."""
     shapes = [SIGNER, *AUTHORITIES]

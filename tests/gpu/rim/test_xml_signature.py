@@ -312,7 +312,7 @@ SAME: Mapping[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("change", SAME.values(), ids=SAME)
+@every_case("change", SAME.values(), ids=SAME)
 def test_same_document_in_other_bytes_is_accepted(change: Callable[[bytes], bytes]) -> None:
     """What is not part of the canonical form is not signed, and does not change the result."""
     changed = change(GOOD)
@@ -332,7 +332,7 @@ OTHER: Mapping[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("change", OTHER.values(), ids=OTHER)
+@every_case("change", OTHER.values(), ids=OTHER)
 def test_other_document_is_refused(change: Callable[[bytes], bytes]) -> None:
     """White space, prefixes and declarations are part of what is signed."""
     changed = change(GOOD)

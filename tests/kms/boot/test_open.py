@@ -15,6 +15,7 @@ from attestkit.event_log.journal import RuntimeLog
 from attestkit.kms import boot_with_kms
 from tests.kms.boot.booting import EVENTS, PREFIX, SEED, guest, kms_of, names
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 APP = b'{"manifest_version":2,"name":"app","runner":"bash","key_provider":"kms"}'
@@ -39,7 +40,7 @@ def test_open_boots_with_keys_of_the_kms() -> None:
         assert asyncio.run(open_async()) == key
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "reason"),
     [
         ({"kms": "https://localhost:1"}, "missing"),

@@ -3,8 +3,6 @@
 import json
 from typing import Any
 
-import pytest
-
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v1, config_id_v2, config_id_v3
 from attestkit.attester.evidence_source import BootSource
@@ -17,6 +15,7 @@ from attestkit.kms.boot import check_sealed_provider
 from attestkit.kms.release.roots import KmsRoots
 from tests.kms.boot.booting import guest
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 COMPOSE = AppCompose.parse(OWN_APP_OF_KMS)
 HASH, APP_ID = COMPOSE.compose_hash, COMPOSE.default_app_id
@@ -44,7 +43,7 @@ def sealed(config_id: bytes) -> Attestation:
     return evidence(scenario=Scenario(body=(("mr_config_id", config_id),)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "config_id",
     [
         bytes(48),
@@ -58,7 +57,7 @@ def test_own_configuration_is_accepted(config_id: bytes) -> None:
     check_sealed_provider(sealed(config_id), SPKI)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "config_id",
     [
         config_id_v1(bytes(32)),
@@ -75,7 +74,7 @@ def test_other_configuration_is_refused(config_id: bytes) -> None:
         check_sealed_provider(sealed(config_id), SPKI)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("fields", "is_own"),
     [
         ({}, True),

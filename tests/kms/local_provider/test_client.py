@@ -43,6 +43,7 @@ from tests.kms.local_provider.machine import (
     make_verifier,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 LOCAL_APP = json.dumps(
     {
@@ -199,7 +200,7 @@ def test_answer_of_hostile_host_is_refused(provider: Any, change: Change, reason
         fetch(provider, change)
 
 
-@pytest.mark.parametrize("size", [0, 48, 79, 81, 112])
+@every_case("size", [0, 48, 79, 81, 112])
 def test_sealed_seed_of_other_size_is_refused(size: int) -> None:
     """A sealed seed of another size is refused even if a genuine enclave quotes it."""
 

@@ -183,7 +183,7 @@ def frame(message: bytes) -> bytes:
     return len(message).to_bytes(4, "big") + message
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("data", "reason"),
     [
         (b"", "connection"),

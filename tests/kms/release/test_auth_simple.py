@@ -20,6 +20,7 @@ from attestkit.kms.release.auth_simple import (
 from attestkit.verifier import TcbStatus
 from tests.kms.release.boot_infos import APP, boot_info, from_fields
 from tests.kms.release.kms_vectors import row_id, rows
+from tests.runner.cases import every_case
 from tests.vectors import needs_shared
 
 HASHES = {"compose": "dd" * 32, "image": "bb" * 32, "device": "ee" * 32, "kms": "aa" * 32}
@@ -210,7 +211,7 @@ def test_kms_policy_has_the_rules_of_the_file() -> None:
     assert AuthSimpleConfig.from_json(json.dumps(CONFIG)).app_policy(APP).device_id is None
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"allowedTcbStatuses": ["UpToDate", "Fine"]}, "wrong_value"),

@@ -22,6 +22,7 @@ from attestkit.kms.release.authorization import (
 from attestkit.kms.release.roots import KmsRoots
 from attestkit.verifier import AppraisalPolicy
 from tests.kms.release.boot_infos import APP
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
 from tests.verifier.platforms.intel import APP_ID, BOOT, COMPOSE_HASH, NONCE
@@ -101,7 +102,7 @@ def test_function_decides() -> None:
     assert both.releases_roots
 
 
-@pytest.mark.parametrize("answer", [True, None, 1, "yes", Decision(untyped(1))])
+@every_case("answer", [True, None, 1, "yes", Decision(untyped(1))])
 def test_function_must_return_a_decision(answer: object) -> None:
     """A truthy value is not a decision."""
     with pytest.raises(UsageError) as caught:
@@ -146,7 +147,7 @@ def test_policy_for_another_kms_appraises_its_measurements() -> None:
     assert caught.value.reason == "mr_aggregated"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arguments", "reason"),
     [
         ({"policies": [policy()]}, "missing"),

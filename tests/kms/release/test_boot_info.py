@@ -30,6 +30,7 @@ from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.evidence.checks import KeyRequest, ParsedEvidence, key_time_app_info
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from tests.kms.release.kms_vectors import row_id, rows
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, intel
 from tests.verifier.platforms.intel import APP_ID, BOOT, COMPOSE_HASH, IMAGE, NONCE, NOW
@@ -133,7 +134,7 @@ def test_key_provider_is_the_first_before_system_ready() -> None:
     assert verify(intel.evidence(events)).boot_info.key_provider_info == PROVIDER[1]
 
 
-@pytest.mark.parametrize(
+@every_case(
     "events",
     [
         (),
@@ -243,7 +244,7 @@ def test_sealed_configuration_of_this_kms_is_accepted(config_id: bytes) -> None:
     assert ("mr_config", "passed") in {(step.check, step.outcome) for step in found.result.steps}
 
 
-@pytest.mark.parametrize(
+@every_case(
     "config_id",
     [
         config_id_v1(bytes(32)),
@@ -269,7 +270,7 @@ def test_document_that_names_this_kms_is_accepted(provider_id: str | None) -> No
     verify(sealed_with(document_of(**fields)), policy=REQUIRE)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "fields",
     [
         {"key_provider": "none"},

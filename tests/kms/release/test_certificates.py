@@ -34,6 +34,7 @@ from attestkit.ra_tls.certificate import (
     OID_ATTESTATION,
     OID_CERT_USAGE,
 )
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 UPSTREAM = "dstack/upstream-312dc605"
@@ -194,7 +195,7 @@ def test_needs_renewal_within_365_days(left: int, *, needed: bool) -> None:
     assert needs_renewal(pem, NOW) is needed
 
 
-@pytest.mark.parametrize(
+@every_case(
     "domain",
     ["", ".", "a..b", "-a", "a-", "a" * 64, "a_b", "ä", "a\n", "fe80::1%eth0", "a." * 126 + "ab"],
 )
@@ -205,7 +206,7 @@ def test_check_domain_rejects_invalid_labels(domain: str) -> None:
     assert caught.value.reason == "wrong_value"
 
 
-@pytest.mark.parametrize("domain", ["localhost", "a.b-c.D9", "127.0.0.1", "::1", "a." * 126 + "a"])
+@every_case("domain", ["localhost", "a.b-c.D9", "127.0.0.1", "::1", "a." * 126 + "a"])
 def test_check_domain_accepts_names_and_addresses(domain: str) -> None:
     """DNS names and IP addresses are valid."""
     check_domain(domain)

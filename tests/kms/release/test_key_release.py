@@ -107,7 +107,7 @@ def test_keys_depend_on_app_and_disk_key_on_instance() -> None:
         assert getattr(first, name) != getattr(other, name)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("app_id", "instance_id"), [(bytes(19), b""), (bytes(21), b""), (APP, bytes(19)), (b"", b"")]
 )
 def test_release_app_keys_rejects_ids_of_other_size(app_id: bytes, instance_id: bytes) -> None:

@@ -218,9 +218,7 @@ def test_arguments_are_checked() -> None:
         AuthWebhook(untyped(b"http://host"))
 
 
-@pytest.mark.parametrize(
-    "name", ["kmsContractAddr", "gatewayAppId", "chainId", "appImplementation"]
-)
+@every_case("name", ["kmsContractAddr", "gatewayAppId", "chainId", "appImplementation"])
 def test_description_requires_its_members(name: str) -> None:
     """Each member is required, and has its type."""
     for fields in ({**AUTHORITY, name: None}, {**AUTHORITY, name: []}, {**AUTHORITY, name: True}):

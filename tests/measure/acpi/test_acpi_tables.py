@@ -2,7 +2,6 @@
 
 import hashlib
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from attestkit.measure.acpi.acpi_tables import (
     check_tables,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 RSDP = b"RSD PTR \0BOCHS \0" + bytes(4)
 VALID = AcpiTables(bytes(128), RSDP, b"FACS\x40\0\0\0" + bytes(200))
@@ -30,7 +30,7 @@ def test_list_tables_ends_at_padding() -> None:
     assert VALID.list_tables() == [AcpiTable("FACS", 0, 64)]
 
 
-@pytest.mark.parametrize("length", [0, 7, 209, 0xFFFFFFFF])
+@every_case("length", [0, 7, 209, 0xFFFFFFFF])
 def test_list_tables_rejects_length_that_does_not_fit(length: int) -> None:
     """A table must have a header and lie within the file."""
     files = VALID._replace(tables=b"FACS" + length.to_bytes(4, "little") + bytes(200))
@@ -45,7 +45,7 @@ def test_list_tables_rejects_too_many_tables() -> None:
         files.list_tables()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("files", "reason"),
     [
         (VALID._replace(loader=b""), "missing"),

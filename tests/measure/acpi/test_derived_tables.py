@@ -18,6 +18,7 @@ from attestkit.measure.acpi.qemu.qemu_machine import read_machine
 from attestkit.measure.acpi.table_entry import TableEntry, TableKey
 from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 MEASURED = [(line, entry) for line in ("8.2", "9.2") for entry in packaged_entries(line)]
@@ -42,7 +43,7 @@ def acpi_events(log: list[dict[str, Any]]) -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize(("line", "entry"), MEASURED)
+@every_case(("line", "entry"), MEASURED)
 def test_derived_tables_equal_measured_ones(line: str, entry: TableEntry) -> None:
     """The tables of all measured machines follow from those of QEMU 10.0."""
     assert can_derive(line, entry.inputs)
@@ -65,7 +66,7 @@ def test_derived_tables_equal_those_of_a_log_that_was_not_used() -> None:
     assert list(found.files.digests()) == events
 
 
-@pytest.mark.parametrize("cpu_count", [1, 2, 3, 16, 17, 64, 96, 224])
+@every_case("cpu_count", [1, 2, 3, 16, 17, 64, 96, 224])
 def test_derived_tables_are_well_formed(cpu_count: int) -> None:
     """Tables of every size have valid offsets, so that the edge-triggered form follows."""
     inputs = PLAIN._replace(cpu_count=cpu_count)
@@ -77,7 +78,7 @@ def test_derived_tables_are_well_formed(cpu_count: int) -> None:
     assert int.from_bytes(files.rsdp[16:20], "little") == rsdt.offset
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("line", "changes", "expected"),
     [
         ("8.2", {}, True),

@@ -11,6 +11,7 @@ from attestkit.measure.acpi.acpi_tables import AcpiTables, check_tables
 from attestkit.measure.acpi.derived_tables import to_edge_triggered
 from attestkit.measure.acpi.packaged_tables import packaged_entries
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 ENTRIES = [entry.files for entry in packaged_entries("8.2")]
 FILES = ENTRIES[0]
@@ -103,8 +104,8 @@ def test_to_edge_triggered_rejects_tables_without_padding() -> None:
         to_edge_triggered(FILES._replace(tables=FILES.tables[: end + 100]))
 
 
-@pytest.mark.parametrize("place", [len(FILES.tables), 0xFFFFFFFF])
-@pytest.mark.parametrize("aim", [b"etc/acpi/tables", b"etc/other"])
+@every_case("place", [len(FILES.tables), 0xFFFFFFFF])
+@every_case("aim", [b"etc/acpi/tables", b"etc/other"])
 def test_to_edge_triggered_rejects_pointer_outside_of_its_file(place: int, aim: bytes) -> None:
     """A pointer of the loader script must lie within its file, whatever it points to."""
     loader = bytearray(FILES.loader)

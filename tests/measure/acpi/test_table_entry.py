@@ -28,6 +28,7 @@ from tests.bounds.counting import peak
 from tests.measure.acpi.machines import installed_version, needs_qemu, shape_of
 from tests.measure.acpi.make_table_blobs import common_machines
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import slow
 
 ENTRY = next(packaged_entries("8.2"))
@@ -60,7 +61,7 @@ def word(index: int, value: str) -> Callable[[list[str]], None]:
     return change
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "reason"),
     [
         (word(0, "other"), "unrecognized"),
@@ -102,7 +103,7 @@ def test_decode_entry_of_any_bytes_is_entry_or_format_error(new: bytes, at: int)
         return
 
 
-@pytest.mark.parametrize("line", PACKAGED_LINES)
+@every_case("line", PACKAGED_LINES)
 def test_packaged_entries_are_valid_and_of_their_line(line: str) -> None:
     """Each entry is of its line, found by its key, and has the tables of a q35 machine."""
     machines = {TableKey(inputs).numbers() for inputs in common_machines()}
@@ -129,7 +130,7 @@ def test_packaged_files_are_those_of_their_sources() -> None:
         assert {str(entry.qemu_version) for entry in entries} == {source["qemu_version"]}
 
 
-@pytest.mark.parametrize("line", PACKAGED_LINES)
+@every_case("line", PACKAGED_LINES)
 def test_packaged_tables_are_unpacked_in_little_memory(line: str) -> None:
     """A line is unpacked with a dictionary of 8 MiB."""
     assert peak(lambda: packaged._load_line.__wrapped__(line)) < 32 << 20

@@ -48,6 +48,7 @@ from tests.measure.diagnosis.guests import (
     with_hpet,
 )
 from tests.measure.firmware_images import variable_volume
+from tests.runner.cases import every_case
 
 EXPECTED = tdx(**arguments())
 PK = VariableName(EFI_GLOBAL, "PK")
@@ -161,7 +162,7 @@ def test_boot_attempts_are_known() -> None:
 NO_MACHINE = GuestInputs()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "cause", "proven", "value"),
     [
         (lambda: boot(shape=replace(SHAPE, memory_size=8 << 30)), "memory_size", True, 8 << 30),

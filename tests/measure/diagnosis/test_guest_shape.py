@@ -20,6 +20,7 @@ from attestkit.measure.diagnosis.guest_shape import (
     find_table_shape,
 )
 from tests.measure.acpi.machines import installed_version, machine, needs_qemu
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 VECTORS: dict[str, Any] = load("measurement.json")
@@ -58,7 +59,7 @@ def test_rsdt_of_digest_is_found() -> None:
         assert find_rsdt(bytes.fromhex(row["digest"])) == row["rsdt_offset"]
 
 
-@pytest.mark.parametrize("line", PACKAGED_LINES)
+@every_case("line", PACKAGED_LINES)
 def test_build_loader_equals_that_of_every_packaged_machine(line: str) -> None:
     """The script follows from the list of tables, in both forms of the interrupts."""
     for entry in packaged_entries(line):

@@ -16,6 +16,7 @@ from attestkit.measure.sev_snp.launch_digest import (
     find_cpu_signature,
 )
 from tests.measure.sev_snp.images import sev_image
+from tests.runner.cases import every_case
 
 FIRMWARE = sev_image()
 MACHINE = SnpMachine(4, find_cpu_signature("EPYC-v4"))
@@ -34,7 +35,7 @@ def digest(**changes: Any) -> bytes:
     )
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "cause", "value"),
     [
         ({"vcpus": 1}, "cpu_count", 1),

@@ -17,11 +17,12 @@ from tests.measure.firmware_images import (
     bios_driver,
     section,
 )
+from tests.runner.cases import every_case
 
 BUILD = BiosStrings("Some distribution of EDK II", "2026.08-2", "09/26/2026")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("texts", "expected"),
     [
         ((BUILD.date, BUILD.version, BUILD.vendor), BUILD),

@@ -11,6 +11,7 @@ from attestkit.measure.firmware.tdvf import TdvfSection, compute_mrtds, read_tdv
 from attestkit.measure.firmware.tdx_firmware import TdxFirmware
 from tests.measure.rows import BOOT_OPTIONS, VECTORS, Row, firmware_image, rows
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 pytestmark = needs_shared
@@ -55,7 +56,7 @@ def test_firmware_row(row: Row) -> None:
     assert layout == expected | {"boot_options": BOOT_OPTIONS[expected["boot_options"]]}
 
 
-@pytest.mark.parametrize("row", rows("firmware_errors", lambda row: row["what"]))
+@every_case("row", rows("firmware_errors", lambda row: row["what"]))
 def test_firmware_error_row(row: Row) -> None:
     """Each changed image is refused."""
     image = data(row["file"].removeprefix("data/"))

@@ -61,7 +61,7 @@ def test_contents_have_the_files_of_all_volumes() -> None:
     assert read_contents(image[:0x5000], []).files == {A: None, B: None}
 
 
-@pytest.mark.parametrize(
+@every_case(
     "nested",
     [
         inner_volume(),
@@ -157,7 +157,7 @@ def test_contents_of_malformed_section_fail(sections: bytes, reason: str) -> Non
     assert 0x60 <= caught.value.offset < 0x1000
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("body", "reason"),
     [
         (A.bytes_le + bytes(2) + b"\7\0\x17\0\0\xf8", "wrong_size"),
@@ -176,7 +176,7 @@ def test_contents_of_malformed_file_fail(body: bytes, reason: str) -> None:
         read_contents(volume(FFS2, 0x1000, body, MAIN_VOLUME), [])
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("at", "value"),
     [(52, b"\x10\0"), (52, b"\xf0\x0f"), (88, b"\x13\0\0\0"), (88, b"\xff\xff\0\0")],
 )

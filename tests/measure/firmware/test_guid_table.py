@@ -16,6 +16,7 @@ from attestkit.measure.firmware.guid_table import (
 )
 from tests.measure.firmware_images import tdvf_image
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 ONE, OTHER = UUID(int=1), UUID(int=2)
@@ -39,14 +40,14 @@ def test_guid_table_prefers_last_entry() -> None:
     assert read_guid_table(image_with(table)) == {ONE: b"last"}
 
 
-@pytest.mark.parametrize("size", [0, 31, 49, 50, 128])
+@every_case("size", [0, 31, 49, 50, 128])
 def test_guid_table_of_other_data_is_not_recognized(size: int) -> None:
     """Data without the footer, of any size, is not an image of OVMF."""
     with raises(FormatError, "unrecognized"):
         read_guid_table(bytes(size))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("before_footer", "size", "reason"),
     [
         (0, 17, "wrong_value"),  # of the table: under one entry

@@ -4,8 +4,6 @@ import hashlib
 import struct
 from collections.abc import Callable, Iterable, Iterator
 
-import pytest
-
 from attestkit.measure.firmware.tdvf import (
     BFV,
     CFV,
@@ -18,6 +16,7 @@ from attestkit.measure.firmware.tdvf import (
 )
 from tests.bounds.counting import lines, peak
 from tests.measure.firmware_images import noise, tdvf_image
+from tests.runner.cases import every_case
 
 Records = Callable[[bytes, TdvfSection], Iterator[bytes]]
 
@@ -61,7 +60,7 @@ def hash_records(image: bytes, sections: Iterable[TdvfSection], records: Records
     return digest.digest()
 
 
-@pytest.mark.parametrize("pages", [1, 2, 15, 16, 17, 33])
+@every_case("pages", [1, 2, 15, 16, 17, 33])
 def test_mrtd_hashes_the_records_in_both_orders(pages: int) -> None:
     """Records that are hashed in batches give the same as one at a time."""
     image = noise("mrtd", pages * 4096)

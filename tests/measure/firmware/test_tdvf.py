@@ -85,7 +85,7 @@ def test_sections_that_cannot_be_measured_fail(described: list[TdvfSection], rea
         read_tdvf_sections(with_metadata(FLASH, described))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("at", "value", "reason", "offset"),
     [
         (0, b"TDVG", "unrecognized", 0),

@@ -3,13 +3,12 @@
 import hashlib
 from uuid import UUID
 
-import pytest
-
 from attestkit.attestation.launch.td_hob import EFI_GLOBAL, VariableName, variable_data
 from attestkit.errors import FormatError
 from attestkit.measure.firmware.tdx_firmware import read_variables
 from tests.measure.firmware_images import CFV_SIZE, KEYS, variable_entry, variable_volume
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 PK = VariableName(EFI_GLOBAL, "PK")
 STORE = 72  # offset of the store in the volume
@@ -36,7 +35,7 @@ def test_variables_later_entry_wins() -> None:
     assert read_variables(variable_volume(b"".join(entries))) == {PK: b"new"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("at", "value", "reason", "offset"),
     [
         (48, b"\xf0\x3f", "truncated", CFV_SIZE),  # the store's header

@@ -12,6 +12,7 @@ from attestkit.measure.kernel.kernel_events import kernel_stub_events
 from attestkit.measure.kernel.linux_kernel import DirectBoot, FirmwareTraits, direct_boot_events
 from attestkit.measure.kernel.pe_image import authenticode_digest
 from tests.measure.kernel.samples import linux_kernel, pe_image
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, data, load, needs_shared
 
 ROWS: list[dict[str, Any]] = load("measurement.json").get("guests", [])
@@ -41,7 +42,7 @@ def boot_row(row: dict[str, Any]) -> list[ExpectedEvent]:
     return direct_boot_events(boot, firmware, qemu=qemu, memory_size=row["vm"]["memory_size"])
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row["name"])
+@every_case("row", ROWS, ids=lambda row: row["name"])
 def test_direct_boot_vectors(row: dict[str, Any]) -> None:
     """Events and registers 1 and 2 of a guest are the published ones."""
     events = boot_row(row)

@@ -13,6 +13,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.event_log import EventLog
 from attestkit.measure.kernel.disk_boot import GptTable, gpt_event
 from tests.measure.kernel.samples import gpt_disk
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, data, load, needs_shared
 
 ROWS: list[dict[str, Any]] = load("measurement.json").get("gpt", [])
@@ -53,8 +54,8 @@ def test_gpt_event_has_the_form_of_live_logs(name: str) -> None:
     assert found.digest == event.digest
 
 
-@pytest.mark.parametrize("block_size", [512, 4096])
-@pytest.mark.parametrize(("used", "entry_size"), [(0, 128), (1, 128), (4, 256)])
+@every_case("block_size", [512, 4096])
+@every_case(("used", "entry_size"), [(0, 128), (1, 128), (4, 256)])
 def test_gpt_event_has_used_entries(block_size: int, used: int, entry_size: int) -> None:
     """Entries without a type are left out; those before and after them are kept."""
     disk = bytearray(gpt_disk(used=used, entry_size=entry_size, count=16, block_size=block_size))
@@ -69,7 +70,7 @@ def test_gpt_event_has_used_entries(block_size: int, used: int, entry_size: int)
     assert gpt_event(table).digest == sha384(measured)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("at", "value", "reason"),
     [
         (0, b"EFI PARK", "unrecognized"),

@@ -73,7 +73,7 @@ def test_patched_kernel_vectors_are_complete() -> None:
     assert [row["kernel"].startswith("package") for row in ROWS] == [*[False] * 7, *[True] * 4]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("qemu", "named_blobs", "patched"),
     [
         ((8, 2), False, True),
@@ -114,7 +114,7 @@ def test_patch_is_equal_at_2_gib_and_from_2816_mib_on() -> None:
     assert patch(kernel) != patch(kernel, memory_size=GIB)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("protocol", "xloadflags", "highest"),
     [
         (0x20F, 2, 0x7FFD7FFF),
@@ -141,7 +141,7 @@ def test_patch_of_kernel_loaded_low_depends_on_command_line() -> None:
         assert (at, heap_end) == (0x9A000 - size, 0x9A000 - size - 0x90200)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("cmdline", "mode"),
     [
         ("quiet", 0xFFFF),  # as in the file
@@ -204,7 +204,7 @@ def test_files_with_and_without_setup_header_are_changed_by_one_function_each() 
     assert patch_other_file(kernel, qemu=QemuVersion(8, 2), cmdline="quiet") == kernel
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("cmdline", "changes"),
     [
         ("", {0x20: 0xA33F, 0x22: 0x9FF0}),
@@ -224,7 +224,7 @@ def test_other_file_has_the_fields_of_the_oldest_protocol(
     assert patch_other_file(OTHER, qemu=QemuVersion(8, 2, 2), cmdline=cmdline) == expected
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("version", "changed"),
     [
         ("8.0.0", True), ("8.1.90", True), ("8.2.8", True), ("8.2.9", False), ("9.0.4", True),

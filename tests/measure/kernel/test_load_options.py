@@ -7,12 +7,13 @@ import pytest
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import UsageError
 from attestkit.measure.kernel.kernel_events import direct_boot_options, encode_options
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, load
 
 ROWS: list[dict[str, Any]] = load("measurement.json").get("load_options", [])
 
 
-@pytest.mark.parametrize(
+@every_case(
     "row",
     ROWS,
     ids=lambda row: bytes.fromhex(row["load_options"]).decode("utf-16-le").rstrip("\0") or "empty",

@@ -2,8 +2,6 @@
 
 from uuid import UUID
 
-import pytest
-
 from attestkit.errors import FormatError, UsageError
 from attestkit.measure.rtmr0.boot_options import (
     encode_load_option,
@@ -12,6 +10,7 @@ from attestkit.measure.rtmr0.boot_options import (
 )
 from tests.measure.firmware_images import LAYOUT_202502, UI_VOLUME
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def test_load_option_has_path_and_data() -> None:
@@ -47,7 +46,7 @@ def test_firmware_options_of_volume_without_name_fail() -> None:
         firmware_boot_options(LAYOUT_202502._replace(ui_volume=None))
 
 
-@pytest.mark.parametrize("address", [(32, 0), (-1, 0), (0, 8), (0, -1)])
+@every_case("address", [(32, 0), (-1, 0), (0, 8), (0, -1)])
 def test_disk_option_with_wrong_address_fails(address: tuple[int, int]) -> None:
     """A PCI bus has 32 devices with 8 functions each."""
     assert virtio_disk_option(31, 7)

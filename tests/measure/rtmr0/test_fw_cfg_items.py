@@ -1,10 +1,9 @@
 """The measured items of fw_cfg, in the firmware's order."""
 
-import pytest
-
 from attestkit.errors import UsageError
 from attestkit.measure.rtmr0.rtmr0_events import DIRECT_BOOT_ORDER, FwCfgItems
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 
 
@@ -31,7 +30,7 @@ def test_items_are_measured_in_order() -> None:
     assert [contents for _, contents in items.measured()] == list(items)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "items",
     [
         FwCfgItems(extra_pci_roots=bytes(4), boot_menu=b""),

@@ -27,6 +27,7 @@ from tests.measure.firmware_images import (
     tdvf_image,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 MEMORY = memory_ranges(2 << 30)
 OLD = TdxFirmware.parse(tdvf_image())
@@ -118,7 +119,7 @@ def test_events_second_separator() -> None:
         expected_rtmr0(OLD, MEMORY, ITEMS, second_separator=True)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("variables", "built_in", "state"),
     [
         ({}, False, b""),

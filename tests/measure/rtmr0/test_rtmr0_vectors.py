@@ -20,6 +20,7 @@ from attestkit.measure.rtmr0.rtmr0_events import AcpiBlobs, FwCfgItems, build_td
 from attestkit.measure.rtmr0.smbios import filter_smbios, publish_smbios
 from tests.measure.firmware_images import LAYOUT_202502
 from tests.measure.rows import BOOT_OPTIONS, VECTORS, Row, firmware_image, firmware_row, rows
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 pytestmark = needs_shared
@@ -55,7 +56,7 @@ def check_events(events: tuple[ExpectedEvent, ...], row: Row, *, given: AcpiBlob
     assert _native.replay(bytes(len(events)), digests)[0].hex() == row["rtmr0"]
 
 
-@pytest.mark.parametrize("row", rows("td_hob"))
+@every_case("row", rows("td_hob"))
 def test_td_hob_row(row: Row) -> None:
     """The list and its digest are those of the row."""
     memory = memory_ranges(row["memory"])
@@ -89,7 +90,7 @@ def test_smbios_row(row: Row) -> None:
     assert hashlib.sha384(filter_smbios(found)).hexdigest() == row["sha384"]
 
 
-@pytest.mark.parametrize("row", rows("real_rtmr0"))
+@every_case("row", rows("real_rtmr0"))
 def test_real_rtmr0_row(row: Row) -> None:
     """Logs of hardware follow from the shape; tables of the older form are taken from the log."""
     config = {name: value for name, value in row["vm"].items() if name != "root_verity"}

@@ -111,7 +111,7 @@ def test_processor_id_is_replaced_in_each_processor() -> None:
             set_processor_id(END, *registers)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("table", "reason", "offset"),
     [
         (b"\1\4\0", "truncated", 0),

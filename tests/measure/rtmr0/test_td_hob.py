@@ -2,8 +2,6 @@
 
 import struct
 
-import pytest
-
 from attestkit._crypto.hashes import sha384
 from attestkit.attestation.launch.td_hob import MemoryRange, memory_ranges
 from attestkit.attestation.launch.tdx import td_hob_digest
@@ -12,6 +10,7 @@ from attestkit.measure.firmware.tdvf import TEMP_MEM, TdvfSection
 from attestkit.measure.rtmr0.rtmr0_events import build_td_hob
 from tests.measure.firmware_images import sections
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 GIB = 1 << 30
 WITNESS = bytes.fromhex("80100904000609020b021010")  # the same sections, as dstack describes them
@@ -41,7 +40,7 @@ def test_td_hob_lists_accepted_memory() -> None:
     assert struct.unpack_from("<HHIII32xQ", hob) == (1, 56, 0, 9, 0, 0x809000 + len(hob) + 8)
 
 
-@pytest.mark.parametrize("memory", [9 << 20, 2 * GIB, 0xB0000000 - 8192, 0xB0000000, 1 << 46])
+@every_case("memory", [9 << 20, 2 * GIB, 0xB0000000 - 8192, 0xB0000000, 1 << 46])
 def test_td_hob_equals_that_of_the_witness(memory: int) -> None:
     """The list from the metadata is the one from the witness in a measurement document."""
     hob = build_td_hob(sections(), memory_ranges(memory))
@@ -56,7 +55,7 @@ def test_td_hob_of_several_ranges() -> None:
     assert found[-2:] == [(0, 0x810000, 0x820000), (7, 5 * GIB, 6 * GIB)]
 
 
-@pytest.mark.parametrize(
+@every_case(
     "memory",
     [
         memory_ranges(0x820000 - 8192),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from attestkit.errors import FormatError
 from attestkit.measure.sev_snp.sev_metadata import read_sev_metadata
 from tests.measure.sev_snp.images import GUIDS, SECTIONS, sev_image
+from tests.runner.cases import every_case
 
 
 def test_metadata_is_read() -> None:
@@ -25,7 +26,7 @@ def test_missing_entries_are_none() -> None:
     assert (found.reset_eip, found.hashes_table_gpa, found.svsm_entry) == (None, None, None)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("at", "value", "reason"),
     [
         (0, b"ASEX", "unrecognized"),

@@ -7,13 +7,14 @@ import pytest
 from attestkit._crypto.hashes import sha384
 from attestkit.errors import UsageError
 from attestkit.measure.sev_snp.launch_digest import find_cpu_signature, initial_vmsa, svsm_vmsa
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, load
 
 VECTORS: dict[str, Any] = load("measurement.json")
 ROWS: list[dict[str, Any]] = VECTORS.get("vmsa", [])
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['vmm']}-{row['eip']:x}")
+@every_case("row", ROWS, ids=lambda row: f"{row['vmm']}-{row['eip']:x}")
 def test_vmsa_vectors(row: dict[str, Any]) -> None:
     """Each save area has the published bytes, and zeros elsewhere."""
     signature = find_cpu_signature(row["cpu_type"])
@@ -29,7 +30,7 @@ def test_vmsa_vectors_are_complete() -> None:
     assert len(ROWS) == 6
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("cpu_type", "signature"),
     [("EPYC", 0x800F12), ("epyc-rome", 0x830F10), (" EPYC-Milan-v2 ", 0xA00F11),
      ("EPYC-Genoa", 0xA10F10), ("EPYC-Turin", 0xB00F00),

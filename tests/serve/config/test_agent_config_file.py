@@ -332,7 +332,7 @@ def test_parse_config_invalid_value_names_file_and_key(text: str, reason: str, k
     assert line.isprintable()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "message"),
     [
         ("[default]\nident = 5", "default.ident: must be text in quotes, not a number"),

@@ -100,7 +100,7 @@ def test_decide_settings_backend_precedence() -> None:
         assert decide_hardware(backend=backend).backend is None
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "environ", "message"),
     [
         (Options(), {"NOTIFY_SOCKET": "/run/notify"}, "$NOTIFY_SOCKET"),
@@ -270,7 +270,7 @@ def test_decide_settings_dstack_agent_backend_is_refused(environ: dict[str, str]
         decide_hardware(environ, backend=None if environ else "dstack_agent")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("option", "environ", "expected"),
     [
         (None, {}, True),
@@ -315,7 +315,7 @@ def test_kms_settings() -> None:
     assert decide_hardware().kms is None
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("options", "reason"),
     [
         ({"kms_root": ("root.json",)}, "conflict"),

@@ -28,7 +28,7 @@ def merge_options(options: Options, environ: Any = None, **values: Any) -> Optio
     return with_config(options, Config(values, sources, {}), environ or {})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arguments", "message"),
     [
         (("--sed", SEED), "--sed (and 1 words that are not shown)"),
@@ -68,7 +68,7 @@ def test_parse_options_every_option_takes_value(name: str) -> None:
         parse_options([option[:-1], value])
 
 
-@pytest.mark.parametrize("name", sorted(FLAGS))
+@every_case("name", sorted(FLAGS))
 def test_parse_options_every_flag_takes_no_value(name: str) -> None:
     """Every flag takes no value."""
     option = f"--{name.replace('_', '-')}"
@@ -117,7 +117,7 @@ def test_parse_options_limit_is_repeatable() -> None:
         parse_options(["--limit", "x=1"])
 
 
-@pytest.mark.parametrize(
+@every_case(
     "arguments",
     [["--log-format", "xml"], ["--log-level", "x"], ["word"], ["--ident", "x"], ["--data-disks=/"]],
 )

@@ -99,7 +99,7 @@ def test_parse_address_round_trip(text: str, expected: tuple[str, int]) -> None:
     assert str(found) == text
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [":", "8090", ":8090", "host:x", "host:65536", "::1:80", "h:-1", "h:" + "9" * 5000],
 )

@@ -3,7 +3,6 @@
 from collections.abc import Iterable
 from typing import Any
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -61,7 +60,7 @@ def test_split_frames_stdin_and_empty() -> None:
     assert split_pieces(FrameSplitter(), [encode_frames(frames)]) == [frames[0], frames[2]]
 
 
-@pytest.mark.parametrize(
+@every_case(
     "header",
     [
         "0400000000000001",

@@ -33,8 +33,8 @@ def format_bare(*pieces: bytes) -> str:
     return format_log(*frames, text=True, bare=True).decode()
 
 
-@pytest.mark.parametrize("ansi", [False, True])
-@pytest.mark.parametrize(
+@every_case("ansi", [False, True])
+@every_case(
     ("text", "is_bare", "expected"),
     [
         (

@@ -1,7 +1,5 @@
 """Query parameters of a container log: eight names, at most once each, errors by name."""
 
-import pytest
-
 from attestkit.errors import FormatError
 from attestkit.serve.container_logs.view import Parameters, parse, parse_time
 from tests.raising import raises
@@ -31,7 +29,7 @@ def test_parse_invalid_time_vectors_are_refused(name: str, text: str) -> None:
     assert str(caught.value) == f"Invalid {name}"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "time"),
     [
         ("0000000000000000000000000060", NOW - 60),  # leading zeros
@@ -47,7 +45,7 @@ def test_parse_time_bounds(text: str, time: int) -> None:
     assert parse_time("since", text, NOW) == time
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         *("9223372036854775808", "18446744073709551616s", "9" * 5000 + "h"),
@@ -95,14 +93,14 @@ def test_parse_tail() -> None:
     ]
 
 
-@pytest.mark.parametrize("text", ["", "-1", "ALL", "ten", "1.5", "%2B5", "9" * 19, "5%0A"])
+@every_case("text", ["", "-1", "ALL", "ten", "1.5", "%2B5", "9" * 19, "5%0A"])
 def test_parse_invalid_tail_is_refused(text: str) -> None:
     """The engine would silently treat such a value as `all`."""
     with raises(FormatError, "wrong_value"):
         parse(f"tail={text}".encode(), NOW)
 
 
-@pytest.mark.parametrize("name", Parameters._fields)
+@every_case("name", Parameters._fields)
 def test_parse_duplicate_parameter_is_refused(name: str) -> None:
     """A parameter must not be repeated, even with the same value."""
     value = {"tail": "=5", "since": "=5", "until": "=5"}.get(name, "")

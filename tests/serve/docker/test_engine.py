@@ -63,7 +63,7 @@ async def _open(engine: Engine, name: str = "app") -> bytes:
         return await log.read()
 
 
-@pytest.mark.parametrize(("address", "endpoint"), ADDRESSES.items())
+@every_case(("address", "endpoint"), ADDRESSES.items())
 def test_engine_address_schemes(address: str, endpoint: tuple[str | None, str]) -> None:
     """$DOCKER_HOST is a socket's URL or path, or TCP without TLS, by default port 2375."""
     containers = ContainerEngine(address)
@@ -103,7 +103,7 @@ def test_list_containers(*, tcp: bool) -> None:
     run_with_timeout(main())
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("path", "answer", "reason", "end"),
     [
         ("/version", (200, {}), "malformed_response", ""),

@@ -49,7 +49,7 @@ def test_read_compact_jws_of_rfc_8037() -> None:
         jws.read_payload()
 
 
-@pytest.mark.parametrize(
+@every_case(
     "header",
     [
         {"alg": "EdDSA"},
@@ -239,7 +239,7 @@ def test_check_claims_missing_claim_is_refused(name: str) -> None:
         check({key: value for key, value in CLAIMS.items() if key != name})
 
 
-@pytest.mark.parametrize("audience", ["", [""], [], None])
+@every_case("audience", ["", [""], [], None])
 def test_check_claims_unknown_app_matches_nothing(audience: object) -> None:
     """Without an app id every token is refused, also one with an empty audience."""
     with raises(TokenError, "bad_token"):

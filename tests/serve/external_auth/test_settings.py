@@ -46,7 +46,7 @@ def test_load_external_auth_from_command_line() -> None:
     assert found == ExternalAuth((KEY.public_key, OTHER), expected)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         f"[external.auth]\npublic_keys = ['{HEX}']\nanonymous_scopes = ['version', 'health']",
@@ -92,7 +92,7 @@ def test_configured_access_is_never_off_by_mistake(table: str, reason: ConfigRea
         merge(table)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("arguments", "kind"),
     [
         (["--anonymous-scopes", "version"], UsageError),

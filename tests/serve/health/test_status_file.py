@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from attestkit.serve.health import app_health as status_file
 from attestkit.serve.health.app_health import StatusFile, appraise_status
 from attestkit.serve.health.monitor import HEALTHY, HealthVerdict, unhealthy
+from tests.runner.cases import every_case
 from tests.serve.docker.engine import run_with_timeout
 from tests.vectors import load, needs_shared
 
@@ -46,7 +47,7 @@ def test_status_file_matches_vector(case: dict[str, Any], tmp_path: Path) -> Non
     assert check(path, case["now"]) == expected
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("content", "expected"),
     [
         ("\n", "health file must have two lines: state and unix timestamp"),

@@ -1,6 +1,5 @@
 """Texts of a verdict are safe to log and bounded."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +10,7 @@ from attestkit.serve.health.monitor import (
     HealthVerdict,
     safe_text,
 )
+from tests.runner.cases import every_case
 
 UNSAFE = (
     *map(chr, [*range(0x20), *range(0x7F, 0xA0)]),
@@ -24,7 +24,7 @@ def test_safe_text_replaces_each_unsafe_character() -> None:
     assert safe_text("/run/é \u200b日本/健康") == "/run/é \u200b日本/健康"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "expected"),
     [
         ("a" * 256, "a" * 256),

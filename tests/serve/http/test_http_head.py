@@ -12,6 +12,7 @@ from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import Traffic
 from attestkit.serve.http.listener_state import ListenerConfig, ListenerState
 from attestkit.serve.http.protocol import HttpProtocol
+from tests.runner.cases import every_case
 from tests.serve.http.test_protocol import RecordingTransport
 from tests.untyped import untyped
 
@@ -83,7 +84,7 @@ def test_split_upgrade_request_keeps_body(body: bytes) -> None:
     assert 0 < refused < len(b"\r\nUpgrade:")
 
 
-@pytest.mark.parametrize("before", range(4090, 4101))
+@every_case("before", range(4090, 4101))
 def test_request_larger_than_slice_is_one_request(before: int) -> None:
     """A head that ends near the parser's slice of 4096 bytes is found."""
     head = PLAIN % len(BODIES[0])
@@ -104,7 +105,7 @@ def test_second_request_is_found() -> None:
         assert parse_requests(pieces)[0] == expected, f"cut at {cut - size} and {cut}"
 
 
-@pytest.mark.parametrize("size", [100, 2000, 4095, 4800, 9000])
+@every_case("size", [100, 2000, 4095, 4800, 9000])
 def test_pipelined_requests_in_one_packet_are_answered(size: int) -> None:
     """All requests in one packet are answered, wherever the server splits it."""
     body = b"b" * size

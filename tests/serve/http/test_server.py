@@ -238,14 +238,14 @@ def test_application_error_is_logged_not_returned(
 # -- responses -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     "second",
     [
         b"POST /b HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nZZ\r\n",
         b"nonsense\r\n\r\n",
     ],
 )
-@pytest.mark.parametrize("between", [0, 2])
+@every_case("between", [0, 2])
 def test_malformed_request_waits_for_earlier_responses(second: bytes, between: int) -> None:
     """Earlier requests are answered before a malformed one ends the connection."""
 
@@ -262,9 +262,9 @@ def test_malformed_request_waits_for_earlier_responses(second: bytes, between: i
     exchange(test, slow)
 
 
-@pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("behind", [b"", GET])
-@pytest.mark.parametrize("reset", [False, True])
+@every_case("begun", [False, True])
+@every_case("behind", [b"", GET])
+@every_case("reset", [False, True])
 def test_endless_response_ends_with_client(*, begun: bool, behind: bytes, reset: bool) -> None:
     """An endless response ends when its client closes or resets the connection."""
     ended = asyncio.Event()

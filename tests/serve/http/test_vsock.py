@@ -27,7 +27,7 @@ def decide(text: str | None, *, shutdown: bool = False) -> ListenAddresses:
     return decide_settings(given, {"HOME": "/home/me"}, tuple).addresses
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "expected", "shown"),
     [
         (None, None, "None"),

@@ -19,6 +19,7 @@ from attestkit.kms.release.roots import KmsRoots, bootstrap_report_data
 from attestkit.serve.kms_service.onboarding import read_roots
 from attestkit.serve.kms_service.request_queue import WORKERS
 from attestkit.testing import SimulatedTee
+from tests.runner.cases import every_case
 from tests.serve.client import Answer, Connection
 from tests.serve.kms_service.kms_clients import SECONDS, anonymous
 
@@ -225,7 +226,7 @@ def test_answer_is_read() -> None:
     assert found.rpc_key == ROOTS.temp_ca_key
 
 
-@pytest.mark.parametrize(
+@every_case(
     "change",
     [
         {"keys": []},

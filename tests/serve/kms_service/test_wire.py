@@ -11,6 +11,7 @@ from attestkit.serve.rpc import json_codec, messages_kms, protobuf_codec, query_
 from attestkit.serve.rpc.message_fields import Field, fields_of
 from attestkit.serve.rpc.service import Service
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared
 
 ROWS: list[dict[str, Any]] = load("kms.json").get("groups", {}).get("wire", {}).get("rows", [])
@@ -90,7 +91,7 @@ def test_every_method_has_a_response() -> None:
     assert {name for service in services for name in service.methods} == set(RESPONSES)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "message",
     [
         messages_kms.AppKeyResponse(k256_key=b"\xab" * 32),

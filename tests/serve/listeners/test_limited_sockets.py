@@ -129,7 +129,7 @@ def test_limited_socket_shares_methods_of_dstack_socket(
     assert quote_only.get("/Version").body == guest_client("dstack", guest).get("/Version").body
 
 
-@pytest.mark.parametrize(
+@every_case(
     "methods",
     [
         (),
@@ -151,7 +151,7 @@ def test_check_methods_invalid_list_is_refused(methods: Sequence[str]) -> None:
     assert "GetQuote" in str(caught.value)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("paths", "problem"),
     [
         (["/run/dstack.sock"], "is the path of two listeners"),

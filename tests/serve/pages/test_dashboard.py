@@ -18,6 +18,7 @@ from attestkit.serve.pages import dashboard
 from attestkit.serve.pages.dashboard import FIRST, LAST, duration_text, size_text
 from attestkit.serve.rpc.messages import AppInfo
 from attestkit.serve.services.context import AppIdentity, Guest
+from tests.runner.cases import every_case
 from tests.serve.asgi import Client
 from tests.serve.guests import NOW, GuestClient, MakeGuest
 from tests.serve.pages.page import Engine, Page, create_client, create_container, read_page
@@ -343,7 +344,7 @@ def test_long_log_is_truncated(make_guest: MakeGuest, guest_client: GuestClient)
     assert len(json.loads(whole["tcb_info"])["event_log"]) > events
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("size", "text"),
     [
         (1023, "1023.00 B"),
@@ -357,7 +358,7 @@ def test_size_text(size: int, text: str) -> None:
     assert size_text(size) == text
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("seconds", "text"),
     [
         (0, "0s"),

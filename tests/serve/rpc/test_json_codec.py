@@ -60,7 +60,7 @@ def test_decode_complete_request() -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["DEADbeef", "0xdeadbeef", "0xDEADBEEF", "deadbeef"])
+@every_case("text", ["DEADbeef", "0xdeadbeef", "0xDEADBEEF", "deadbeef"])
 def test_decode_hex_case_and_prefix(text: str) -> None:
     """Bytes are hex in any case, with or without `0x`."""
     assert decode(RawQuoteArgs, b'{"report_data":"%s"}' % text.encode()).report_data == bytes(
@@ -68,7 +68,7 @@ def test_decode_hex_case_and_prefix(text: str) -> None:
     )
 
 
-@pytest.mark.parametrize("text", ["0", "abc", "zz", "0x0", "de ad", " dead", "0x0xde", "é0", "٣٣"])
+@every_case("text", ["0", "abc", "zz", "0x0", "de ad", " dead", "0x0xde", "é0", "٣٣"])
 def test_decode_malformed_hex_is_refused(text: str) -> None:
     """Odd lengths, whitespace and other characters are refused."""
     with raises(FormatError, "encoding"):
@@ -95,7 +95,7 @@ def test_decode_wrong_type_names_field(message: Any, field: Field) -> None:
                 decode(message, json.dumps({field.name: bad}).encode())
 
 
-@pytest.mark.parametrize(
+@every_case(
     "body",
     [
         b'{"path":"a","path":"b"}',
@@ -116,7 +116,7 @@ def test_decode_colons_elsewhere_are_no_duplicates() -> None:
     assert decode(GetKeyArgs, body) == GetKeyArgs("a:b")
 
 
-@pytest.mark.parametrize(
+@every_case(
     "body",
     [
         b"{",
@@ -144,7 +144,7 @@ def test_decode_deep_nesting_is_refused(body: bytes) -> None:
         decode(GetKeyArgs, body)
 
 
-@pytest.mark.parametrize("body", [b"null", b"[]", b"[" * 100, b"1", b'"path"', b"true"])
+@every_case("body", [b"null", b"[]", b"[" * 100, b"1", b'"path"', b"true"])
 def test_decode_non_object_is_refused(body: bytes) -> None:
     """A message must be an object."""
     with raises(FormatError, "wrong_type"):
@@ -187,7 +187,7 @@ def test_decode_message_without_fields(body: bytes) -> None:
     assert decode(messages_v1.InfoRequest, body) == messages_v1.InfoRequest()
 
 
-@pytest.mark.parametrize("body", [b"null", b"[]", b"1", b'"x"', b"{", b"{}x", b'{"x":1,"x":2}'])
+@every_case("body", [b"null", b"[]", b"1", b'"x"', b"{", b"{}x", b'{"x":1,"x":2}'])
 def test_decode_message_without_fields_refuses_other_json(body: bytes) -> None:
     """JSON other than one well-formed object is refused."""
     with raises(FormatError, "wrong_type", "syntax", "duplicate"):
@@ -248,8 +248,8 @@ def test_decode_many_small_values_is_bounded(member: str) -> None:
     assert peak < 4 * len(body)
 
 
-@pytest.mark.parametrize("limit", [1000, 100_000])
-@pytest.mark.parametrize("depth", [201, 50_000, 1_000_000])
+@every_case("limit", [1000, 100_000])
+@every_case("depth", [201, 50_000, 1_000_000])
 def test_decode_deep_nesting_with_any_recursion_limit(limit: int, depth: int) -> None:
     """Nesting is refused, even with a raised recursion limit."""
     before = sys.getrecursionlimit()

@@ -93,7 +93,7 @@ def test_decode_truncated_message() -> None:
     assert taken == 9  # the number of field boundaries
 
 
-@pytest.mark.parametrize(
+@every_case(
     "body",
     [
         b"\x0a",

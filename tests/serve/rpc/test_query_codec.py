@@ -1,7 +1,5 @@
 """A query string is a form: escapes, plus signs, brackets; known keys strictly, others ignored."""
 
-import pytest
-
 from attestkit.errors import FormatError
 from attestkit.serve.rpc.messages import GetKeyArgs, GetTlsKeyArgs, RawQuoteArgs
 from attestkit.serve.rpc.query_codec import decode
@@ -22,7 +20,7 @@ def test_decode_form_escapes() -> None:
     assert decode(GetKeyArgs, query) == GetKeyArgs("a/b c+d=e", "цель", "")
 
 
-@pytest.mark.parametrize(
+@every_case(
     "query",
     [
         b"alt_names[0]=a&alt_names[1]=b",

@@ -286,7 +286,7 @@ def test_listed_rows_exist() -> None:
 ANSWER: Final = {"status": 200, "content_type": "application/json", "method": "POST"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("theirs", "ours", "path", "found"),
     [
         ({"a": "x", "b": [1]}, {"a": "y", "b": [2, 3]}, "/Info", set()),

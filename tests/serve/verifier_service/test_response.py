@@ -178,9 +178,7 @@ def test_verify_platform_without_tcb_status() -> None:
     assert details["boot_info"]["tcbStatus"] == ""
 
 
-@pytest.mark.parametrize(
-    "text", [b"", b"{", b"[]", b'{"name":"kms"}', b'{"name":"kms","id":1}', b"\xff"]
-)
+@every_case("text", [b"", b"{", b"[]", b'{"name":"kms"}', b'{"name":"kms","id":1}', b"\xff"])
 def test_verify_malformed_key_provider_is_null(text: bytes) -> None:
     """A key provider that is not the expected JSON object is null."""
     info = create_evidence().app_info._replace(key_provider_info=text)
@@ -189,7 +187,7 @@ def test_verify_malformed_key_provider_is_null(text: bytes) -> None:
     assert details["app_info"]["key_provider_info"] == text.hex()
 
 
-@pytest.mark.parametrize("name", ["".join(map(chr, range(0x7F))), "\x7f", "\xe9", "\U0001f600"])
+@every_case("name", ["".join(map(chr, range(0x7F))), "\x7f", "\xe9", "\U0001f600"])
 def test_verify_response_escapes_as_json_does(name: str) -> None:
     """The response has the bytes that Python's `json` writes: ASCII, whatever a name contains."""
     provider = json.dumps({"name": name, "id": ""}).encode()
@@ -345,7 +343,7 @@ def test_verify_unexpected_error_is_a_rejection(step: str, error: BaseException)
     assert outcome.result is None
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("step", "outcome_value", "text"),
     [
         ("image_hash", b"", "evidence: has no hash of an OS image"),

@@ -10,9 +10,10 @@ from attestkit._formats import strict_json
 from attestkit.errors import FormatError
 from attestkit.serve.verifier_service import request as requests
 from attestkit.serve.verifier_service.request import VerificationRequest, WrongTypeError
+from tests.runner.cases import every_case
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("body", "expected"),
     [
         (b"{}", VerificationRequest()),
@@ -30,7 +31,7 @@ def test_from_json_null_and_unknown_keys(body: bytes, expected: VerificationRequ
     assert VerificationRequest.from_json(body) == expected
 
 
-@pytest.mark.parametrize(
+@every_case(
     "body",
     [
         b"[]",
@@ -52,7 +53,7 @@ def test_from_json_wrong_type_is_refused(body: bytes) -> None:
         VerificationRequest.from_json(body)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "body",
     [
         b"",

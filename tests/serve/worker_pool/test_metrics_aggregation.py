@@ -13,6 +13,7 @@ from attestkit.errors import FormatError
 from attestkit.serve.counters import BOUNDS, MAX_ENCODED_STATS, Stats, decode_stats, encode_stats
 from attestkit.serve.verifier_service.metrics import MetricsAggregator
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import thorough
 
 METHODS = ("verify", "health", "verify/keys", "metrics", "other")
@@ -50,7 +51,7 @@ def test_decode_stats_round_trip(stats: Stats, data: st.DataObject) -> None:
         decode_stats(message[: data.draw(st.integers(0, len(message) - 1))])
 
 
-@pytest.mark.parametrize(
+@every_case(
     "message",
     [
         None,
@@ -71,7 +72,7 @@ def test_decode_stats_wrong_value_is_refused(message: object) -> None:
     assert aggregator.total() == Stats()
 
 
-@pytest.mark.parametrize(
+@every_case(
     "data",
     [
         b"",

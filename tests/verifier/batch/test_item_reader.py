@@ -18,6 +18,7 @@ from attestkit.cli.input.read_input import open_interruptible
 from attestkit.errors import FormatError
 from attestkit.verifier import VerificationItem, Verifier
 from attestkit.verifier.batch.task import ItemReader
+from tests.runner.cases import every_case
 from tests.verifier.platforms.intel import NOW, PKI
 
 TIMEOUT = 60  # s
@@ -103,8 +104,8 @@ def test_stream_submits_single_item_beside_running_task() -> None:
         assert [place for place, _ in call_with_timeout(lambda: list(stream))] == [0]
 
 
-@pytest.mark.parametrize("ordered", [False, True])
-@pytest.mark.parametrize("window", [1, 16])
+@every_case("ordered", [False, True])
+@every_case("window", [1, 16])
 def test_stream_reads_at_most_window_items(window: int, *, ordered: bool) -> None:
     """Items read, running and waiting for their turn never exceed the window."""
     yielded, most_pending = 0, 0

@@ -29,6 +29,7 @@ from attestkit.verifier.batch.task import BatchTask, Outcome, SharedVerifier
 from tests.long_runs import fleet
 from tests.long_runs.records import ROOT
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.serve.server import environment
 from tests.thorough import unless_limited
 from tests.verifier.platforms import intel
@@ -252,7 +253,7 @@ def test_batch_bounds_bytes_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert executor.submitted == 10
 
 
-@pytest.mark.parametrize(("workers", "tasks"), [(None, 63), (2, 32), (8, 32), (64, 63)])
+@every_case(("workers", "tasks"), [(None, 63), (2, 32), (8, 32), (64, 63)])
 def test_batch_submits_larger_tasks_to_few_workers(workers: int | None, tasks: int) -> None:
     """Tasks have 32 items if each worker gets four of them, otherwise 16."""
     executor: Any = ScriptedExecutor()
@@ -301,7 +302,7 @@ def test_batch_counts_bytes_that_a_bundle_adds() -> None:
     assert batch_task.size_of(item) == 7712
 
 
-@pytest.mark.parametrize("window", [0, -1, 1_000_001, 2.5, None])
+@every_case("window", [0, -1, 1_000_001, 2.5, None])
 def test_verify_stream_rejects_invalid_window(window: Any) -> None:
     """An invalid window raises UsageError at the call, not at the first outcome."""
     with raises(UsageError, "out_of_range"):

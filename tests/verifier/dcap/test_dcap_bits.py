@@ -7,6 +7,7 @@ import pytest
 from attestkit.errors import AttestKitError
 from attestkit.quote import Quote
 from tests.backends.simulator.simulated_cases import flip_bit
+from tests.runner.cases import every_case
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
     DCAP,
@@ -47,7 +48,7 @@ def find_accepted_flips(raw: bytes, start: int, end: int, bits: list[int]) -> li
     ]
 
 
-@pytest.mark.parametrize("region", REGIONS)
+@every_case("region", REGIONS)
 def test_quote_one_flipped_bit_per_byte_is_rejected(region: str) -> None:
     """One bit flipped in any byte of the region is rejected."""
     assert is_accepted(RAW)

@@ -12,6 +12,7 @@ from attestkit.errors import AttestKitError, CollateralError, SignatureError
 from attestkit.quote import Quote
 from tests.concurrency.keeping import Keeping
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
     DCAP,
@@ -111,7 +112,7 @@ def test_pck_chain_any_bytes_raise_only_attestkit_errors(data: st.DataObject) ->
     check_errors(Quote.parse(create_enclave_quote(certification=chain)), COLLATERAL)
 
 
-@pytest.mark.parametrize("field", TEXTS)
+@every_case("field", TEXTS)
 def test_collateral_lone_surrogate_is_rejected(field: str) -> None:
     """A lone surrogate in a chain is malformed; a body that has one is not signed."""
     quote = Quote.parse(remove_pck_chain(RAW)) if field == "pck_certificate_chain" else QUOTE

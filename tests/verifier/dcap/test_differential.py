@@ -7,6 +7,7 @@ from typing import Final
 import pytest
 
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
+from tests.runner.cases import every_case
 from tests.thorough import slow
 from tests.verifier.dcap.dcap_samples import COLLATERAL, PKI
 from tests.verifier.dcap.differential.cases import REJECTED_BY_BOTH, Work, run
@@ -30,7 +31,7 @@ def test_forge_without_alteration_is_simulators_evidence(version: int) -> None:
     assert made.root == PKI.root_der
 
 
-@pytest.mark.parametrize("form", [(TDX, 4), (TDX, 5), (SGX, 3), (TDX, 4, "processor")])
+@every_case("form", [(TDX, 4), (TDX, 5), (SGX, 3), (TDX, 4, "processor")])
 def test_forge_without_alteration_is_accepted_by_both(form: tuple[int, int]) -> None:
     """Both verifiers accept unaltered evidence, so a rejection comes from an alteration."""
     forge = Forge(*form)
@@ -56,7 +57,7 @@ def test_mutated_input_raises_attestkit_errors_only(kind: str) -> None:
     assert done.outcomes["rejected"]
 
 
-@pytest.mark.parametrize("kind", GENERATORS)
+@every_case("kind", GENERATORS)
 def test_case_is_repeatable(kind: str) -> None:
     """Seed and number determine a case, so a failure can be repeated."""
     first, again = (GENERATORS[kind](Random("23/7")) for _ in range(2))

@@ -25,6 +25,7 @@ from attestkit.quote import Quote
 from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.dcap.engine import Dcap
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
@@ -167,7 +168,7 @@ def test_intel_root_matches_its_hash() -> None:
     assert not DCAP.genuine
 
 
-@pytest.mark.parametrize(
+@every_case(
     "anchor",
     [
         b"",
@@ -216,7 +217,7 @@ def test_authenticate_ignores_zero_padding() -> None:
     assert authenticate(RAW + bytes(1000)) == authenticate()
 
 
-@pytest.mark.parametrize("kind", [1, 2, 3, 4])
+@every_case("kind", [1, 2, 3, 4])
 def test_authenticate_quote_without_chain_requires_chain_in_collateral(kind: int) -> None:
     """A quote without a PCK chain needs one in the collateral."""
     raw = remove_pck_chain(RAW, kind)

@@ -70,14 +70,14 @@ def test_precheck_accepts_genuine_quote() -> None:
     DCAP.precheck(chainless, None, NOW)
 
 
-@pytest.mark.parametrize("name", SAMPLES)
+@every_case("name", SAMPLES)
 def test_precheck_accepts_hardware_quote(name: str) -> None:
     """Hardware quotes pass while their collateral is valid."""
     quote, collateral = load_hardware_quote(name.removesuffix("_collateral"))
     Dcap().precheck(quote, collateral.pck_certificate_chain, int(collateral.valid_from.timestamp()))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("offset", "expected"),
     [
         (60, "quote_bad_signature"),

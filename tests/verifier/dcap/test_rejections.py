@@ -257,8 +257,8 @@ def test_body_signed_by_pck_certificate_without_its_ca_is_rejected(body: str) ->
     assert get_rejection(RAW, short).reason == "unexpected_subject"
 
 
-@pytest.mark.parametrize("field", ISSUER_CHAINS)
-@pytest.mark.parametrize("label", ["CERTIFICATE", "X509 CERTIFICATE", "ANYTHING"])
+@every_case("field", ISSUER_CHAINS)
+@every_case("label", ["CERTIFICATE", "X509 CERTIFICATE", "ANYTHING"])
 def test_issuer_chain_with_ambiguous_pem_is_rejected(field: str, label: str) -> None:
     """A PEM block that some readers skip and others accept is rejected."""
     body = field.removesuffix("_issuer_chain")
@@ -277,7 +277,7 @@ def test_issuer_chain_with_ambiguous_pem_is_rejected(field: str, label: str) -> 
             }
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("chain", "expected"),
     [
         ([PCK_CERTIFICATE], "chain_length"),

@@ -10,6 +10,7 @@ from attestkit.errors import CollateralError
 from attestkit.quote import Quote
 from attestkit.verifier.dcap.engine import Dcap
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
     COLLATERAL,
@@ -61,7 +62,7 @@ MODULE = describe_shortfall("TDX component 1 (module TDX_01)", 5, 6)
 OLD_PLATFORM = describe_level("the platform", "2024-11", "OutOfDate (INTEL-SA-99999)")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("endorsements", "fields", "report", "status"),
     [
         (create_tcb_info(pcesvn=14), {}, describe_shortfall("PCESVN", 13, 14), "OutOfDate"),

@@ -12,6 +12,7 @@ from attestkit.verifier.ear.result_token import sign_ear, verify_ear
 from attestkit.verifier.ear.token_claims import Tier, gpu_submodules, read_gpu_submodules
 from attestkit.verifier.result import AttestationResult
 from tests.gpu.simulated_machine import machine, verify_machine
+from tests.runner.cases import every_case
 from tests.verifier.ear.ears import ED25519, every_form
 from tests.verifier.gpu import test_gpu_join as samples
 from tests.verifier.platforms import intel
@@ -116,7 +117,7 @@ def test_submodules_of_a_token_are_read() -> None:
     assert found.keys() == NAMES
 
 
-@pytest.mark.parametrize(
+@every_case(
     "changes",
     [
         {"nvidia-gpu-2": {}},
@@ -134,7 +135,7 @@ def test_contradicting_submodule_is_refused(changes: dict[str, Any]) -> None:
         read_gpu_submodules(submods, result, as_text=True, fresh=True)
 
 
-@pytest.mark.parametrize("result", [{}, {"gpu": None}, {"gpu": {"devices": [5]}}, {"gpu": []}])
+@every_case("result", [{}, {"gpu": None}, {"gpu": {"devices": [5]}}, {"gpu": []}])
 def test_submodules_need_the_devices_of_the_result(result: dict[str, Any]) -> None:
     """Submodules that the result does not name are refused."""
     submods, _ = signed()

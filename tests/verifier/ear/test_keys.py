@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import (
 from attestkit.errors import FormatError, SignatureError, UsageError
 from attestkit.verifier.ear.signed_token import EarKey, EarPublicKey
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.ear.ears import ED25519, KEYS, P256
 
@@ -100,7 +101,7 @@ INVALID_MEMBERS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("members", INVALID_MEMBERS)
+@every_case("members", INVALID_MEMBERS)
 def test_jwk_with_invalid_member_raises_format_error(members: dict[str, Any]) -> None:
     """A JWK of another type or use, private, or malformed raises FormatError."""
     jwk: dict[str, Any] = {**ED25519.public.to_jwk(), **members}
@@ -108,7 +109,7 @@ def test_jwk_with_invalid_member_raises_format_error(members: dict[str, Any]) ->
         EarPublicKey.from_jwk(jwk)
 
 
-@pytest.mark.parametrize("text", ["", "{}", '{"keys":[]}', '{"keys":[7]}', "x" * 65_537])
+@every_case("text", ["", "{}", '{"keys":[]}', '{"keys":[7]}', "x" * 65_537])
 def test_jwk_set_invalid_text_raises_format_error(text: str) -> None:
     """Text that is not a JWK set of 1 to 32 keys raises FormatError."""
     with pytest.raises(FormatError):
@@ -128,7 +129,7 @@ UNSUPPORTED_KEYS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("other", UNSUPPORTED_KEYS)
+@every_case("other", UNSUPPORTED_KEYS)
 def test_jwk_set_skips_unsupported_keys(other: dict[str, Any]) -> None:
     """Keys of unsupported types are skipped (RFC 7517, 5), but not all keys may be unsupported."""
     supported = [key.public.to_jwk() for key in KEYS.values()]
@@ -138,7 +139,7 @@ def test_jwk_set_skips_unsupported_keys(other: dict[str, Any]) -> None:
         EarPublicKey.from_jwks(json.dumps({"keys": [other]}))
 
 
-@pytest.mark.parametrize("private", ["d", "p", "q", "dp", "dq", "qi", "oth", "k"])
+@every_case("private", ["d", "p", "q", "dp", "dq", "qi", "oth", "k"])
 def test_jwk_set_with_private_member_is_rejected(private: str) -> None:
     """A private member of any key type is rejected, also beside valid keys."""
     for other in (*UNSUPPORTED_KEYS, ED25519.public.to_jwk()):
@@ -155,7 +156,7 @@ def test_jwk_set_with_malformed_supported_key_is_rejected(members: dict[str, Any
         EarPublicKey.from_jwks(json.dumps({"keys": keys}))
 
 
-@pytest.mark.parametrize("text", [None, {}, [], 5, bytearray(b"{}"), memoryview(b"{}")])
+@every_case("text", [None, {}, [], 5, bytearray(b"{}"), memoryview(b"{}")])
 def test_jwk_set_wrong_type_raises_usage_error(text: object) -> None:
     """A JWK set is passed as str or bytes, not parsed."""
     with raises(UsageError, "wrong_type"):

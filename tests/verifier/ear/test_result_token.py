@@ -151,7 +151,7 @@ def test_ear_jwt_header_allows_only_alg_kid_and_typ(header: dict[str, Any]) -> N
     assert read(create_jwt({"alg": "EdDSA"}, claims)).status is Tier.AFFIRMING
 
 
-@pytest.mark.parametrize(
+@every_case(
     "header",
     [
         {},

@@ -33,7 +33,7 @@ from tests.verifier.policy import policy_samples
 # -- signed claims ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     "platform",
     [
         *("dstack-tdx", "dstack-amd-sev-snp", "sgx"),
@@ -179,7 +179,7 @@ def test_verify_ear_malformed_claim_raises_format_error(claims: dict[str, Any]) 
         read(replace_claims(**claims), any_freshness=True)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "appraisal",
     [
         {"ear.status": None},

@@ -119,7 +119,7 @@ def test_from_json_invalid_member_is_named(
         EvidenceBundle.from_json(edit_json(**values))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text",
     [
         b"\xff\xfe",
@@ -139,7 +139,7 @@ def test_from_json_invalid_text_raises_format_error(text: str | bytes) -> None:
         EvidenceBundle.from_json(text)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("create", "reason", "subject"),
     [
         (lambda: EvidenceBundle(untyped("x"), None, TIME), "wrong_type", "evidence"),

@@ -16,6 +16,7 @@ from attestkit.verifier import (
     VerificationItem,
     Verifier,
 )
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.gpu import test_gpu_join as samples
 from tests.verifier.platforms import intel
@@ -90,7 +91,7 @@ def test_keys_of_nras_in_a_bundle_are_not_trusted() -> None:
         )
 
 
-@pytest.mark.parametrize(
+@every_case(
     "members",
     [
         {"gpu_evidence": 5},

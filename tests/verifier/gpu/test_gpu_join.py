@@ -19,6 +19,7 @@ from attestkit.verifier import AppraisalPolicy, VerificationItem, Verifier
 from attestkit.verifier.ear.token_claims import gpu_submodules
 from attestkit.verifier.result import AttestationResult
 from tests.gpu.simulated_machine import machine
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
 
@@ -268,7 +269,7 @@ def test_binding_of_another_system_by_event_is_usage_error() -> None:
 # -- policies ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     "rules", [{"required": True}, {"count": 2}, {"chips": ["GH100"]}, {"binding": "report_data"}]
 )
 def test_evidence_without_gpus_is_refused_by_rule(rules: dict[str, Any]) -> None:
@@ -413,7 +414,7 @@ def test_measured_result_of_the_boot_is_accepted_by_rule() -> None:
     refused("binding", stronger, boot_evidence(), gpu=boot_output())
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("rules", "reason"),
     [
         ({"allow_mpt": False}, "modes"),

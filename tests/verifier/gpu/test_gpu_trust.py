@@ -16,6 +16,7 @@ from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.evidence.formats import EvidenceBundle
 from tests.gpu.nras.nras_tokens import jwks
 from tests.gpu.simulated_machine import machine
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, intel
 
@@ -83,7 +84,7 @@ def test_keys_of_an_attester_do_not_verify_tokens() -> None:
         assert error.reason in {"nras_key", "nras_signature"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     "rules",
     [
         {"required": True},

@@ -14,6 +14,7 @@ from attestkit.verifier.images import image_store
 from attestkit.verifier.images.image_store import ImageStore
 from tests.measure.image_samples import archive, image_files, write_folder
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.images.booted_images import boot_files, image_hash, store
 from tests.verifier.platforms import intel
 
@@ -245,7 +246,7 @@ def test_relative_path_is_that_of_the_start(
         assert one.find_facts(HASH) is not None
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("images", "reason"),
     [
         (5, "wrong_type"),

@@ -22,6 +22,7 @@ from attestkit.tpm import PcrSelection, TpmtPublic, TpmtSignature
 from attestkit.verifier.claims import VtpmFacts
 from tests.attestation.hcl import CLAIMS
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import limited
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd, azure
@@ -184,7 +185,7 @@ def test_azure_report_data_with_an_upper_half_is_rejected() -> None:
         azure.authenticate(azure.snp(changes={0x50 + 63: b"\1"}))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "name",
     ["tee_tcb_svn", "mr_seam", "td_attributes", "xfam", "mrtd", "mr_config_id", "mr_owner"],
 )

@@ -5,7 +5,6 @@ from datetime import timedelta
 from functools import cache
 from typing import Any
 
-import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -19,6 +18,7 @@ from attestkit.verifier.platforms.azure import AzureAuthenticator, snp_evidence_
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.platforms import amd, azure
 
 AK_USAGE = ObjectIdentifier("2.23.133.8.3")
@@ -103,7 +103,7 @@ def test_ak_certificate_under_the_root_is_reported() -> None:
         assert found.vtpm.key_trust == "hardware_report"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "certificates",
     [
         tuple,
@@ -120,7 +120,7 @@ def test_ak_certificate_that_is_not_verifiable_is_skipped(certificates: Certific
     assert "ak_certificate_name" not in dict(found.vtpm.details)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("certificates", "reason"),
     [
         (lambda: (leaf(key="other"), authority()), "ak_mismatch"),

@@ -33,6 +33,7 @@ from attestkit.verifier.platforms.azure import AzureAuthenticator
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from attestkit.verifier.platforms.vtpm.quote import verify_tpm_quote
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.tpm_samples import vtpm_json
 
@@ -203,7 +204,7 @@ def test_azure_snp_report_has_the_expected_fields(name: str) -> None:
     assert report.binds(found.report_data) is EXPECTED[name]["binding_ok"]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "ak"),
     [
         ("azure/kinvolk/quote.bin", "azure/kinvolk/akpub.pem"),

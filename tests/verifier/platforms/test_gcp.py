@@ -41,6 +41,7 @@ from attestkit.verifier.evidence.checks import (
 )
 from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_events, _replay_log
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from tests.runner.cases import every_case
 from tests.thorough import limited
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import intel
@@ -73,8 +74,8 @@ pytestmark = needs_shared
 # -- composed evidence -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("encoding", ["v0", "v1"])
-@pytest.mark.parametrize("case", CASES)
+@every_case("encoding", ["v0", "v1"])
+@every_case("case", CASES)
 def test_composed_evidence_has_its_verdict(case: str, encoding: str) -> None:
     """Every case passes all steps, or fails at its place, with genuine Intel collateral."""
     path = "services/near-ai-cloud/2026-06-29/collateral-b0c06f000000.json"
@@ -168,7 +169,7 @@ def test_short_integers_of_a_signature_are_accepted() -> None:
     assert authenticate(altered(signature=signature.encode()))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"platform": "dstack"}, "wrong_value"),
@@ -328,7 +329,7 @@ def with_replay(quote: TpmQuote, digests: list[bytes]) -> tuple[PcrValue, ...]:
     return tuple(one._replace(value=value) if one.number == 2 else one for one in quote.pcr_values)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "document",
     [
         {},

@@ -156,7 +156,7 @@ def test_nitro_invalid_bundle_is_rejected() -> None:
         assert get_rejection(replace_chain(*bundle)).reason == reason
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"usage": "crl_sign"}, "cert_not_authority"),
@@ -190,7 +190,7 @@ def test_nitro_leaf_must_be_valid_signing_certificate() -> None:
     )
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({"protected": cbor2.dumps({1: -7})}, "document_algorithm"),

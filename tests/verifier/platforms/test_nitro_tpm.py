@@ -31,6 +31,7 @@ from attestkit.verifier.platforms.nitro import Nitro
 from attestkit.verifier.platforms.nitro_tpm import authenticate_nitro_tpm
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import limited
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared
 from tests.verifier.platforms import aws
@@ -234,7 +235,7 @@ def test_nitro_tpm_bare_document_has_its_user_data_as_report_data() -> None:
     assert "user_data" in {step.check for step in found.steps if step.outcome == "passed"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("user_data", "part"),
     [(None, "missing"), (b"", "missing"), (bytes(63), "must be"), (bytes(64), "must be")],
 )

@@ -25,6 +25,7 @@ from attestkit.verifier.platforms.vtpm.attestation_key import (
     read_attestation_key,
 )
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.made_tpm import (
     EXTRA,
@@ -177,7 +178,7 @@ def test_tpm_with_certificate_of_another_key_is_refused() -> None:
             )
 
 
-@pytest.mark.parametrize("attributes", [0x00040072, 0x00070072, 0x00010072, 0x00050070, 0x00050052])
+@every_case("attributes", [0x00040072, 0x00070072, 0x00010072, 0x00050070, 0x00050052])
 def test_tpm_key_that_signs_other_data_is_refused(attributes: int) -> None:
     """A key that is not restricted, decrypts or may leave the TPM proves nothing."""
     with raises(SignatureError, "ak_attributes"):
@@ -201,7 +202,7 @@ def test_tpm_report_data_that_a_quote_stands_for_are_restored() -> None:
         assert restore_report_data(signed, expected, is_hash=is_hash) == signed
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("public", "certificate", "reasons"),
     [
         (b"", (), ("missing",)),

@@ -3,8 +3,6 @@
 from dataclasses import fields
 from typing import Any
 
-import pytest
-
 from attestkit.verifier import AppraisalPolicy, ReferenceValues
 from attestkit.verifier.policy.app_pins import names_app
 from attestkit.verifier.policy.event_rules import RequiredEvent
@@ -91,7 +89,7 @@ def test_names_app_without_rule_about_program(rules: dict[str, Any]) -> None:
         assert not names_app(preset().replace(**rules))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "rules",
     [
         {"init_data": HASH, "pcrs": BOOT},  # of a paravisor that no rule identifies

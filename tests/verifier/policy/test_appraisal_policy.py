@@ -113,7 +113,7 @@ def test_preset_accepts_every_platform_with_hardware_evidence() -> None:
             assert all(steps)
 
 
-@pytest.mark.parametrize("platform", [SGX, *TPM_ALONE])
+@every_case("platform", [SGX, *TPM_ALONE])
 def test_preset_rejects_platform_that_must_be_named(platform: str) -> None:
     """Presets accept neither SGX nor a TPM alone; a policy that names them does."""
     for preset in PRESETS.values():
@@ -151,7 +151,7 @@ def test_policy_unverifiable_platform_is_rejected() -> None:
     get_rejection_text("platform", AppraisalPolicy.development(), unknown)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("platform", "reason", "changes"),
     [
         (TDX, "td_debug", {"td_attributes": bytes.fromhex("0100001000000000")}),

@@ -29,7 +29,7 @@ from tests.verifier.policy.policy_samples import (
 STORAGE = RequiredEvent(name="storage-fs", payload=b"zfs")
 
 
-@pytest.mark.parametrize(
+@every_case(
     "rule",
     [
         RequiredEvent(name="model"),
@@ -44,7 +44,7 @@ def test_required_event_is_found(rule: RequiredEvent) -> None:
     assert f"the log has event {rule.name!r}" in appraise(rules(required_events=(rule,)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("rule", "text"),
     [
         (RequiredEvent(name="other"), "event 'other': required, but not in the log;"),
@@ -120,7 +120,7 @@ LOCK = RequiredEvent(name="lock")
 KEY = RequiredEvent(name="key", payload=b"1", occurrence="any")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("log", "accepted"),
     [
         ("lock key", True),

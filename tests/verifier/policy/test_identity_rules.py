@@ -9,6 +9,7 @@ from attestkit.attestation.launch.mr_config import config_id_v2
 from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.reference_values import ReferenceValues
 from attestkit.verifier.policy.rules import KeyProvider
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     APP_ID,
     COMPOSE_HASH,
@@ -54,7 +55,7 @@ IDENTITY = {
 }
 
 
-@pytest.mark.parametrize("name", IDENTITY)
+@every_case("name", IDENTITY)
 def test_policy_unmeasured_identity_is_rejected(name: str) -> None:
     """Identity without boot events, or without an RTMR3 log, is rejected."""
     field, value = IDENTITY[name]
@@ -64,7 +65,7 @@ def test_policy_unmeasured_identity_is_rejected(name: str) -> None:
     get_rejection_text(name, policy, claims(event_registers=(0, 1, 2)))
 
 
-@pytest.mark.parametrize("name", IDENTITY)
+@every_case("name", IDENTITY)
 def test_policy_identity_rule_rejects_bare_quote(name: str) -> None:
     """An identity rule rejects a bare quote."""
     policy = rules(**{name: IDENTITY[name][1]})
@@ -73,7 +74,7 @@ def test_policy_identity_rule_rejects_bare_quote(name: str) -> None:
     assert "bare quote" in text
 
 
-@pytest.mark.parametrize("name", IDENTITY)
+@every_case("name", IDENTITY)
 def test_policy_identity_by_platform(name: str) -> None:
     """SEV-SNP takes the identity from the sealed document; an enclave has its image only."""
     policy = rules(**{name: IDENTITY[name][1]})
@@ -110,7 +111,7 @@ def test_policy_require_mr_config_by_preset() -> None:
         assert AppraisalPolicy.from_evidence(known_good).require_mr_config is has
 
 
-@pytest.mark.parametrize(
+@every_case(
     "config_id",
     [
         bytes(48),

@@ -3,6 +3,7 @@
 import pytest
 
 from attestkit.verifier import ReferenceValues
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     NITRO,
     SGX,
@@ -17,7 +18,7 @@ from tests.verifier.policy.policy_samples import (
 )
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("version", "minimum", "accepted"),
     [(4, 4, True), (4, 3, True), (3, 4, False), (3, 3, True), (None, 0, False), (5, 4, True)],
 )

@@ -176,7 +176,7 @@ def test_bit_mask_exactly_compares_masked_bits(value: int, mask: int, actual: by
 # -- key providers -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("rule", "accepted"),
     [
         (KeyProvider(name="kms"), True),
@@ -206,7 +206,7 @@ def test_key_provider_rules_are_not_mixed() -> None:
     assert "must be kms with id 01 or tpm with id 3059" in text
 
 
-@pytest.mark.parametrize(
+@every_case(
     "info",
     [b"kms", b"{}", b"[]", b'{"name":"kms","id":7}', b'{"name":"kms","id":"3"}', b"\xff" * 4],
 )

@@ -8,6 +8,7 @@ import pytest
 
 from attestkit.verifier.claims import Authenticated, Tcb, TcbStatus
 from attestkit.verifier.policy.appraisal_policy import AppraisalPolicy
+from tests.runner.cases import every_case
 from tests.verifier.policy.policy_samples import (
     NITRO,
     NOW,
@@ -91,7 +92,7 @@ def test_grace_period_compares_instants() -> None:
     assert appraise(GRACE, None, create_outdated(date=(NOW - MONTH).astimezone(east)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("policy", "verified", "text"),
     [
         (GRACE, create_outdated(date=None), "platform's level is not known"),
@@ -140,7 +141,7 @@ def test_grace_period_accepts_future_level() -> None:
 # -- advisories --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("given", "accepted"),
     [
         ({}, True),
@@ -160,7 +161,7 @@ def test_advisories_must_be_accepted_and_not_refused(given: dict[str, Any], acce
         get_rejection_text("advisory", rules(**given), None, verified)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("platform", "expected"),
     [
         (TDX, "no security advisory applies"),
@@ -217,7 +218,7 @@ def test_snp_without_minimum_svns_gives_caution() -> None:
         assert not any(step.startswith(age) for step in appraise(intel, claims(platform)))
 
 
-@pytest.mark.parametrize("which", ["components", "current", "committed", "launch"])
+@every_case("which", ["components", "current", "committed", "launch"])
 def test_snp_minimum_svn_holds_for_all_tcb_versions(which: str) -> None:
     """Each of the four TCB versions of an SEV-SNP report must meet the minimum."""
     policy = rules(minimum_svns=(("snp", 23),))

@@ -78,7 +78,7 @@ SEPT = 1 << 28
 SAMPLE_XFAM = int.from_bytes(XFAM, "little")
 
 
-@pytest.mark.parametrize(
+@every_case(
     "changes",
     [
         {"td_attributes": field(SEPT | 1 << 18)},
@@ -258,7 +258,7 @@ def test_platform_flag(rule: str, name: str, reason: str) -> None:
 # -- construction ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("rule", "value", "reason"),
     [
         *((name, 1, "wrong_type") for name in RULES if not name.startswith("minimum")),

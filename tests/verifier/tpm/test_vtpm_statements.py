@@ -4,12 +4,11 @@ import secrets
 from functools import cache
 from typing import Any, Final
 
-import pytest
-
 from attestkit.attestation import Attestation
 from attestkit.attestation.wire.evidence_parts import GcpSnp
 from attestkit.factory import open as open_attester
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
+from tests.runner.cases import every_case
 
 # Platform: text of what certifies the key or the PCRs, joins that hold, PCRs that a log replays to
 # in words, and checks that are not proven.
@@ -67,14 +66,14 @@ def verified(platform: str) -> AttestationResult:
         return Verifier(policy=policy, **options).verify(evidence, nonce=nonce)
 
 
-@pytest.mark.parametrize("platform", STATEMENTS)
+@every_case("platform", STATEMENTS)
 def test_result_states_what_certifies_the_key(platform: str) -> None:
     """A step says what certifies the TPM's key, or whose statement the PCRs are."""
     (check, words), *_ = STATEMENTS[platform]
     assert any(words in step.text for step in verified(platform).steps if step.check == check)
 
 
-@pytest.mark.parametrize("platform", STATEMENTS)
+@every_case("platform", STATEMENTS)
 def test_result_states_which_joins_hold(platform: str) -> None:
     """Each direction that holds is a passed step, and no other is."""
     _, joins, _, _ = STATEMENTS[platform]
@@ -86,7 +85,7 @@ def test_result_states_which_joins_hold(platform: str) -> None:
     assert passed & directions == joins
 
 
-@pytest.mark.parametrize("platform", STATEMENTS)
+@every_case("platform", STATEMENTS)
 def test_result_states_which_pcrs_a_log_replays_to(platform: str) -> None:
     """A passed step lists the PCRs that a log explains."""
     _, _, pcrs, _ = STATEMENTS[platform]
@@ -94,7 +93,7 @@ def test_result_states_which_pcrs_a_log_replays_to(platform: str) -> None:
     assert any(step.text.endswith(pcrs) for step in steps if step.outcome == "passed")
 
 
-@pytest.mark.parametrize("platform", STATEMENTS)
+@every_case("platform", STATEMENTS)
 def test_result_lists_what_is_not_proven(platform: str) -> None:
     """Checks that were skipped or need attention are listed."""
     *_, unproven = STATEMENTS[platform]

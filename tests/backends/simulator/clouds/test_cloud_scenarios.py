@@ -115,7 +115,7 @@ def test_policy_pinned_from_one_vm_accepts_another(platform: str) -> None:
         assert other.verifier(policy=pinned).verify(evidence, nonce=nonce).fresh
 
 
-@pytest.mark.parametrize("platform", ["azure-snp", "gcp-tdx", "gcp-snp", "aws-nitro-tpm", "tpm"])
+@every_case("platform", ["azure-snp", "gcp-tdx", "gcp-snp", "aws-nitro-tpm", "tpm"])
 def test_busy_tpm_and_raced_pcr_are_retried(platform: str) -> None:
     """A busy TPM, and a PCR that is extended between quote and values, delay evidence only."""
     # Google's TD quotes PCRs 0, 2 and 14, not 10; a document of AWS has the values in it.

@@ -81,7 +81,7 @@ def test_swtpm_ends_with_its_guest() -> None:
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("platform", [one for one in PLATFORMS if one != "gcp-snp"])
+@every_case("platform", [one for one in PLATFORMS if one != "gcp-snp"])
 def test_keys_of_the_model_are_functions_of_the_seed(platform: str) -> None:
     """The default TPM is the model, so a guest of an equal seed has equal keys."""
     keys = []
@@ -136,7 +136,7 @@ def test_boot_that_fails_leaves_nothing_behind(
     assert [process.is_running for process in processes] == [False] * (kind == "swtpm")
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@every_case("platform", PLATFORMS)
 def test_unknown_tpm_is_refused(platform: str) -> None:
     """The option takes the two kinds only."""
     with raises(UsageError, "wrong_value"):
@@ -259,7 +259,7 @@ def test_pcrs_of_shim_and_grub_are_replayed(name: str) -> None:
     assert {("sha256", 8), ("sha256", 14)} <= set(facts.replayed)
 
 
-@pytest.mark.parametrize("platform", [one for one in PLATFORMS if one not in NITRO])
+@every_case("platform", [one for one in PLATFORMS if one not in NITRO])
 def test_simulated_tpm_is_marked(platform: str) -> None:
     """Quotes and certificates say that they are simulated, whatever the verifier trusts."""
     with open_cloud(platform=platform) as tee:

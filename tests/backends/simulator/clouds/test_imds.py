@@ -22,6 +22,7 @@ from attestkit.backends.simulator.clouds.imds import (
     SimulatedImds,
 )
 from attestkit.backends.simulator.service_response import ServiceResponse
+from tests.runner.cases import every_case
 
 REPORT = bytes(range(256)) * 4
 METADATA = {"metadata": "true"}
@@ -51,7 +52,7 @@ def test_quote_of_td_report_is_returned() -> None:
     assert urlsafe_b64decode(text + "=" * (-len(text) % 4)) == REPORT[::-1]
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("method", "headers", "body", "status"),
     [
         ("POST", {"content-type": "application/json"}, quote_request(), 400),
@@ -94,7 +95,7 @@ def test_tcb_of_snp_vm_begins_with_the_microcode() -> None:
     assert int(found, 16) == int.from_bytes(simulator._chip.tcb, "little")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("service", "path", "status"),
     [
         (tdx(), CERTIFICATION_PATH, 404),

@@ -23,7 +23,7 @@ def make_faults(*texts: str) -> Faults:
     return Faults(map(Fault.parse, texts))
 
 
-@pytest.mark.parametrize("name", sorted(NAMED))
+@every_case("name", sorted(NAMED))
 def test_named_fault_is_parsed_triggered_and_listed(name: str) -> None:
     """Each name triggers its operation once, and is in the list for users."""
     text = f"{name}:2s" if NAMED[name].argument else name
@@ -44,7 +44,7 @@ def test_errno_fault_applies_to_each_operation(operation: str) -> None:
     assert caught.value.errno == errno.EFBIG
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "shown"),
     [
         ("ebusy:3", "ebusy:3"),
@@ -129,7 +129,7 @@ def test_any_text_is_a_fault_or_usage_error(text: str) -> None:
     assert Fault.parse(str(fault)) == fault
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "proposed"),
     [
         ("ebsuy:3@1", "; did you mean ebusy"),

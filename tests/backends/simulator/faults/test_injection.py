@@ -34,6 +34,7 @@ from attestkit.event_log.journal import LOG, PENDING, replay_from
 from attestkit.event_log.journal_protocols import ZERO
 from attestkit.event_log.runtime_events import runtime_event
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 NONCE = bytes(range(64))
 SEED = bytes(range(32))
@@ -258,7 +259,7 @@ def test_faults_option_accepts_all_types() -> None:
     assert Simulator(faults=shared).faults is shared
 
 
-@pytest.mark.parametrize("fault", [*sorted(OF_KERNEL), "rmdir=EIO", "ioctl:GET_QUOTE=EIO"])
+@every_case("fault", [*sorted(OF_KERNEL), "rmdir=EIO", "ioctl:GET_QUOTE=EIO"])
 def test_kernel_faults_are_rejected(fault: str) -> None:
     """The error lists the supported faults, and nothing is armed."""
     with raises(UsageError, "not_applicable") as caught:

@@ -51,7 +51,7 @@ def test_count_and_skip_have_the_simulator_grammar() -> None:
     assert [str(fault) for fault in faults.armed()] == ["kms_closes:1"]
 
 
-@pytest.mark.parametrize(
+@every_case(
     "text", ["kms_refuse", "ebusy", "mkdir=EIO", "kms_slow", "kms_fails:2s", "kms_slow:61s"]
 )
 def test_unknown_fault_is_refused(text: str) -> None:

@@ -27,6 +27,7 @@ from attestkit.gpu.rim.xml_signature import (
     read_signature,
     verify_signature,
 )
+from tests.runner.cases import every_case
 from tests.vectors import SHARED, needs_shared
 
 SEED = b"a seed of simulated graphics....."[:32]
@@ -145,9 +146,7 @@ def test_faults_are_listed_with_a_line_each() -> None:
     assert list(gpu_scenarios()) == [f"gpu-{name}" for name in GPU_FAULTS]
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, one in GPU_FAULTS.items() if one.check == "format"]
-)
+@every_case("name", [name for name, one in GPU_FAULTS.items() if one.check == "format"])
 def test_fault_of_format_is_refused_by_the_parser(name: str) -> None:
     """Reports with a fault of their format are malformed for a strict parser."""
     gpus = machine(fault=name)
@@ -155,7 +154,7 @@ def test_fault_of_format_is_refused_by_the_parser(name: str) -> None:
         Report.parse(gpus.report(gpus.devices[0], NONCE))
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "reason"),
     [
         ({"count": 0}, "out_of_range"),

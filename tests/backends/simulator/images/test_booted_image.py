@@ -25,6 +25,7 @@ from tests.measure import firmware_images
 from tests.measure.image_samples import archive
 from tests.measure.kernel.samples import linux_kernel
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 GIB = 1 << 30
 NONCE = b"image".ljust(64, b"\0")
@@ -148,8 +149,8 @@ FIRMWARE = {
 }
 
 
-@pytest.mark.parametrize("initrd", [None, b"initrd" * 99])
-@pytest.mark.parametrize("release", FIRMWARE)
+@every_case("initrd", [None, b"initrd" * 99])
+@every_case("release", FIRMWARE)
 def test_td_of_files_has_expected_registers(release: str, initrd: bytes | None) -> None:
     """The log of a TD follows the generation of its firmware, also without an initrd."""
     shape = MachineShape(cpu_count=1, memory_size=GIB, qemu_version="9.2.1")

@@ -97,7 +97,7 @@ def test_pck_certificate_by_qe_id() -> None:
     assert (unknown.status, unknown.body) == NOT_FOUND
 
 
-@pytest.mark.parametrize(
+@every_case(
     "target",
     [
         f"{SGX}/pckcrl",
@@ -119,7 +119,7 @@ def test_invalid_parameters_are_bad_requests(target: str) -> None:
     assert headers_of(response) == {"Content-Type": "text/plain"}
 
 
-@pytest.mark.parametrize(
+@every_case(
     "target",
     [
         "/",

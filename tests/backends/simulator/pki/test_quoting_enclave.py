@@ -81,7 +81,7 @@ def test_body_field_of_wrong_size_is_rejected(name: str) -> None:
             BODY._replace(**{name: bytes(size)}).td15()
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("version", "size"), [(4, 648), (4, 583), (5, 0), (5, 649), (3, 584), (6, 648), (0, 584)]
 )
 def test_quote_version_and_body_size_are_checked(version: int, size: int) -> None:
@@ -90,7 +90,7 @@ def test_quote_version_and_body_size_are_checked(version: int, size: int) -> Non
         ENCLAVE.quote(bytes(size), version=version)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "at", "expected"),
     [
         (QuoteConfig(version=3), 0, b"\x03\x00"),
@@ -116,7 +116,7 @@ def test_quote_configuration_is_rejected(config: QuoteConfig, at: int, expected:
     assert is_rejected(quote)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "at", "expected"),
     [
         (QuoteConfig(user_data=b"\x07" * 20), 28, b"\x07" * 20),

@@ -26,6 +26,7 @@ from tests.backends.simulator.simulated_cases import flip_bit
 from tests.clients.python_dcap_qvl import REJECT, verify_with_dcap_qvl
 from tests.collateral.services import respond
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 NOW: Final = 1790000000
 SEED: Final = bytes(range(32))
@@ -87,7 +88,7 @@ def raises_any(reason: str) -> Any:
     return pytest.raises(AttestKitError, check=lambda error: error.reason == reason)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "expected"),
     [
         ({"qe_isvsvn": 2}, "OutOfDate"),
@@ -120,7 +121,7 @@ def test_collateral_of_the_other_tee_is_rejected() -> None:
     assert outcome(td, COLLATERAL) == "tcb_info_wrong_type"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "value", "expected"),
     [
         ("status", "SWHardeningNeeded", "SWHardeningNeeded"),
@@ -168,7 +169,7 @@ def test_result_is_of_an_enclave_and_simulated() -> None:
             other.verify(RAW, report_data=None, now=NOW)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("field", "value", "reason"),
     [
         ("mr_enclave", bytes(31), "wrong_size"),

@@ -92,7 +92,7 @@ def test_collateral_validity_is_half_open() -> None:
     assert verdicts == ["reject", "UpToDate", "UpToDate", "reject"]
 
 
-@pytest.mark.parametrize("now", [0, 86399, -1, float("nan"), float("inf"), 253399795200, 1e300])
+@every_case("now", [0, 86399, -1, float("nan"), float("inf"), 253399795200, 1e300])
 def test_collateral_time_out_of_range_is_rejected(now: float) -> None:
     """Valid times are from the second day of 1970 to the year 9999."""
     with raises(UsageError, "out_of_range"):

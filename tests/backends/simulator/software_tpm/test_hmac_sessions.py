@@ -30,6 +30,7 @@ from tests.backends.simulator.software_tpm.command_frames import (
 )
 from tests.backends.tpm.templates import EK
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 PASSWORD = bytes(range(1, 65))
 NV_READ = 0x14E
@@ -80,7 +81,7 @@ def test_wrong_salt_is_refused() -> None:
     assert code_of(model.execute(start_session(key=key.handle, salt=bytes(255)))) == 0x2C4
 
 
-@pytest.mark.parametrize(("size", "code"), [(0, 0), (32, 0), (33, 0x2C4), (190, 0x2C4)])
+@every_case(("size", "code"), [(0, 0), (32, 0), (33, 0x2C4), (190, 0x2C4)])
 def test_salt_is_at_most_a_digest(size: int, code: int) -> None:
     """A salt is no longer than a digest of the key's name."""
     model, client = prepared()

@@ -34,6 +34,7 @@ from tests.backends.simulator.software_tpm.command_frames import (
 from tests.backends.simulator.software_tpm.swtpm_cases import EVERY
 from tests.backends.tpm.templates import ECC_AK, EK, EVERY_PCR, P384_AK, RSA_AK, SHA256
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 PSS_AK = RSA_AK._replace(scheme="rsapss", scheme_hash="sha384")
 HASHES = {"sha256": hashes.SHA256(), "sha384": hashes.SHA384(), "sha512": hashes.SHA512()}
@@ -58,7 +59,7 @@ def verify(public: TpmtPublic, message: bytes, signature: TpmtSignature) -> None
     key.verify(signature.signature, message, scheme, digest)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "template",
     [RSA_AK, PSS_AK, ECC_AK, P384_AK, RSA_AK._replace(scheme_hash="sha512")],
     ids=["rsa", "pss", "p256", "p384", "rsa-sha512"],
@@ -198,7 +199,7 @@ def test_model_is_configured_with_valid_values() -> None:
         TpmModel(SEED, banks=["md5"])
 
 
-@pytest.mark.parametrize("size", [0, 1, 1024, 1025, 2600, 65535])
+@every_case("size", [0, 1, 1024, 1025, 2600, 65535])
 def test_provisioned_index_has_any_size(size: int) -> None:
     """The platform defines indices over the limit of commands; clients read them in pieces."""
     model = new_model()
@@ -288,7 +289,7 @@ def test_startup_comes_first() -> None:
     assert code_of(model.execute(frame(0x144, b"\0\0"))) == 0x100
 
 
-@pytest.mark.parametrize("size", range(10))
+@every_case("size", range(10))
 def test_short_frame_is_refused(size: int) -> None:
     """A frame without a whole header has no valid size."""
     command = frame(0x181)[:size]

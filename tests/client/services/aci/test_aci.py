@@ -324,7 +324,7 @@ def test_custody_by_a_trusted_kms() -> None:
     assert read(report(key_custody=chain), service=trusting).keys
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "kind", "reason"),
     [
         ({"public_key": "ab" * 32}, ServiceError, "signature"),

@@ -94,7 +94,7 @@ def test_machines_that_were_tried_first_may_have_failed() -> None:
         check(log(lambda events: events.insert(3, failed)))
 
 
-@pytest.mark.parametrize(
+@every_case(
     "changes",
     [
         {"request_sha256": bytes(32)},
@@ -114,7 +114,7 @@ def test_receipt_of_something_else(changes: dict[str, Any]) -> None:
     check(model=None)
 
 
-@pytest.mark.parametrize(
+@every_case(
     "changes",
     [
         log(lambda events: events[2].update(required=False)),

@@ -30,6 +30,7 @@ from tests.client.services.tinfoil.tinfoil_maker import (
     setting,
     without,
 )
+from tests.runner.cases import every_case
 
 if TYPE_CHECKING:
     from attestkit.client.services.service import Service
@@ -158,7 +159,7 @@ def test_services_fit_the_protocol() -> None:
     assert (question.origin, question.target) == ("https://atc.tinfoil.sh", "/attestation")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("host", "known"),
     [
         (ROUTER, True),

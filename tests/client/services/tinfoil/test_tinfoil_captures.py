@@ -24,6 +24,7 @@ from attestkit.gpu.bindings.tinfoil import tinfoil_section_data
 from attestkit.verifier import ReferenceValues
 from attestkit.verifier.policy.app_pins import names_app
 from tests.client.services.tinfoil.tinfoil_maker import leaves, other_digit, replace_leaf
+from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, needs_shared
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def test_any_changed_text_of_a_capture_is_refused(name: str) -> None:
             capture.read(changed)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("path", "kind", "reason"),
     [
         (("report_data", "tls_key_fp"), FormatError, "inconsistent"),
@@ -204,7 +205,7 @@ def test_captured_bundle_verifies() -> None:
     verifier.verify(machine.evidence, report_data=machine.report_data, now=now)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("path", "kind", "reason"),
     [
         (("enclaveAttestationReport", "format"), FormatError, "unsupported"),

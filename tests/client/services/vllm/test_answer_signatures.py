@@ -170,7 +170,7 @@ def test_signature_by_another_key_is_refused(algorithm: str) -> None:
         check({**document, "signing_address": signed(algorithm)["signing_address"]})
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("change", "error", "reason"),
     [
         ({"text": None}, FormatError, "wrong_type"),

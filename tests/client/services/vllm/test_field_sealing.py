@@ -3,14 +3,13 @@
 import json
 from typing import Any, Final
 
-import pytest
-
 from attestkit.client.services.service import Binding, Claims
 from attestkit.client.services.vllm.near_ai import SERVICES as NEAR_SERVICES
 from attestkit.client.services.vllm.vllm_proxy import SERVICES as PROXIES
 from attestkit.errors import ServiceError
 from tests.client.sealing.field_server import FieldServer
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 SERVICES: Final[dict[str, Any]] = {one.name: one for one in (*PROXIES, *NEAR_SERVICES)}
 CLAIMS: Final = Claims(machines=(), bindings=(), freshness="nonce")
@@ -18,7 +17,7 @@ JSON: Final = [("Content-Type", "application/json")]
 BODY: Final = b'{"model":"org/m","messages":[{"role":"user","content":"a b"}]}'
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "algorithm", "header", "value"),
     [
         ("near-ai", "ed25519", "X-Encryption-Version", "2"),
@@ -51,7 +50,7 @@ def test_service_seals_to_the_key_of_its_binding(
         sealing.seal("POST", "/v1/chat/completions", JSON, BODY.replace(b"org/m", b"org/n"))
 
 
-@pytest.mark.parametrize("name", SERVICES)
+@every_case("name", SERVICES)
 def test_service_seals_to_no_other_key(name: str) -> None:
     """TLS keys, and keys of a size that the service has no protocol for, are refused."""
     key = FieldServer("ecdsa", "gcm").public

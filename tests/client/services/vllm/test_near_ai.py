@@ -365,7 +365,7 @@ def test_ohttp_key_of_an_ecdsa_report_is_not_attested() -> None:
     assert "ohttp" not in read_direct(other).keys
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("config", "reason"),
     [
         (KEY_CONFIG[:-1], "wrong_size"),
@@ -411,7 +411,7 @@ def test_compose_manager_with_an_old_nonce_does_not_verify() -> None:
         verifier().verify(machine.evidence, report_data=machine.report_data)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "error", "reason"),
     [
         ({"gateway_attestation": None}, ServiceError, "no_attestation"),
@@ -470,7 +470,7 @@ def test_questions_ask_for_the_tls_key_and_ed25519() -> None:
         DIRECT.questions(NONCE, "")
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("host", "names"),
     [
         ("cloud-api.near.ai", ["near-ai"]),

@@ -91,8 +91,8 @@ def test_relayed_evidence_of_another_kind_is_refused_with_our_nonce_too(capture:
 # -- simulated answers -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ["ecdsa", "ed25519"])
-@pytest.mark.parametrize("fingerprint", [None, TLS_KEY], ids=["version 1", "version 2"])
+@every_case("algorithm", ["ecdsa", "ed25519"])
+@every_case("fingerprint", [None, TLS_KEY], ids=["version 1", "version 2"])
 def test_simulated_report_is_accepted(algorithm: str, fingerprint: bytes | None) -> None:
     """A machine with GPUs is verified over the report data of the formula."""
     claims = read(report(algorithm=algorithm, fingerprint=fingerprint), seen=peer(TLS_KEY))

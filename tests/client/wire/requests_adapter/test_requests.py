@@ -23,6 +23,7 @@ from tests.client.wire.requests_adapter.requests_sessions import post, session_o
 from tests.client.wire.servers import TIMEOUT, http_answer, serving
 from tests.client.wire.simple_verifier import NeverRemembers, SimpleServerVerifier
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 
 def test_requests_proves_once_and_then_sends() -> None:
@@ -141,7 +142,7 @@ def test_requests_finishes_stream_when_proof_ends() -> None:
         assert server.questions == 2
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("location", "error", "reason"),
     [
         ("https://other.example/x", ServiceError, "other_origin"),

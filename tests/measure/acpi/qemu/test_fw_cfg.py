@@ -21,6 +21,7 @@ from attestkit.measure.acpi.qemu.qtest import StoppedQemu
 from tests.measure.acpi.machines import needs_qemu, read_kernel, shape_of
 from tests.measure.acpi.qemu.fake_qemu import write_answers
 from tests.raising import raises
+from tests.runner.cases import every_case
 
 GIB = 1 << 30
 
@@ -125,7 +126,7 @@ def test_setup_changes_the_tables() -> None:
     assert len({read_machine(command, setup).acpi.tables for setup in setups}) == 3
 
 
-@pytest.mark.parametrize(
+@every_case(
     "setup",
     [
         ChipsetSetup(physical_bits=35),

@@ -3,8 +3,6 @@
 from dataclasses import replace
 from itertools import pairwise
 
-import pytest
-
 from attestkit.errors import UsageError
 from attestkit.measure.acpi.acpi_inputs import AcpiInputs, acpi_inputs
 from attestkit.measure.acpi.qemu.qemu_command import dstack_command, inputs_command
@@ -41,7 +39,7 @@ def test_dstack_command_has_port_for_each_gpu_and_switch() -> None:
     assert "q35-pcihost.pci-hole64-size=0x100000000000" in command
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "endpoints"),
     [
         ({}, 5),
@@ -58,7 +56,7 @@ def test_acpi_inputs_count_devices(changes: dict[str, object], endpoints: int) -
     assert acpi_inputs(shape_of(**changes)).endpoints == endpoints
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("version", "pic", "expected"),
     [
         ("", None, False),
@@ -74,7 +72,7 @@ def test_acpi_inputs_have_pic_before_9_0(version: str, pic: bool | None, expecte
     assert acpi_inputs(shape).pic is expected
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("memory", "low"),
     [
         (GIB, GIB),

@@ -295,7 +295,7 @@ def test_clean_command_needs_memory_machine_and_no_defaults(missing: str) -> Non
         clean_command(words, VERSION)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("text", "reason"),
     [
         ("", "missing"),

@@ -16,6 +16,7 @@ from attestkit.quote import Quote
 from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
 from tests.backends.simulator.simulated_cases import flip_bit
+from tests.runner.cases import every_case
 from tests.thorough import slow
 from tests.vectors import needs_shared
 from tests.verifier.dcap.dcap_samples import (
@@ -110,7 +111,7 @@ REVOKED: Final = {
 }
 
 
-@pytest.mark.parametrize("revoked", REVOKED)
+@every_case("revoked", REVOKED)
 def test_certificate_revoked_between_two_quotes(revoked: str) -> None:
     """A newer CRL applies to a platform that was accepted before."""
     dcap = Dcap(ROOT)

@@ -25,6 +25,7 @@ from attestkit.errors import (
 from attestkit.verifier.claims import TcbStatus
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.thorough import limited
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
@@ -254,7 +255,7 @@ def test_snp_authenticates_turin_report() -> None:
     assert get_rejection(amd.evidence(older), amd.ark()).reason == "product_mismatch"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("changes", "reason"),
     [
         ({0x30: b"\1"}, "vmpl"),
@@ -274,7 +275,7 @@ def test_snp_guest_policy_violation_is_rejected(changes: Mapping[int, bytes], re
     assert any("the report's signature is valid" in step.text for step in error.steps)
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("policy", "info"),
     [(0x2_0000, 0b0), (0x83_0000, 0b1001), (0x103_0000, 0b10001), (0x3_0000, 0b0)],
 )

@@ -20,6 +20,7 @@ from attestkit.verifier.platforms.snp import chain as snp_chain
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from attestkit.verifier.platforms.snp.chain import read_endorsements
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
 
@@ -34,7 +35,7 @@ def get_rejection(platform: SevSnp, anchor: bytes | None = None) -> Verification
     return caught.value
 
 
-@pytest.mark.parametrize(
+@every_case(
     "chain",
     [
         lambda: (amd.vcek(), amd.ask()),
@@ -83,7 +84,7 @@ def test_snp_chain_signing_key_must_match_certificate() -> None:
             )
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("own", "reason", "values"),
     [
         (amd.extensions(spls={**amd.SPLS, "3.3": 22}), "tcb_mismatch", "must be 23,|not 22;|kds"),

@@ -11,6 +11,7 @@ from attestkit.backends.simulator.images.os_image import simulated_snp_image
 from attestkit.errors import PolicyError
 from attestkit.verifier import AppraisalPolicy, AttestationResult, Verifier
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.platforms import amd
 
 IMAGE: Final = simulated_snp_image().os_image_hash
@@ -31,7 +32,7 @@ def test_snp_os_image_holds_under_default_features(features: int) -> None:
     assert result.claims["sev_features"] == features.to_bytes(8, "little")
 
 
-@pytest.mark.parametrize("features", [0x3, 0x5, 0x9, 0x11, 0x20, 0x41, 0x201, 1 << 63 | 1])
+@every_case("features", [0x3, 0x5, 0x9, 0x11, 0x20, 0x41, 0x201, 1 << 63 | 1])
 def test_snp_os_image_under_other_features_is_rejected(features: int) -> None:
     """A host cannot launch the same image with other features under the hash of the image."""
     evidence = amd.launched_evidence(guest_features=features)

@@ -22,6 +22,7 @@ from attestkit.snp_report import SnpReport
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms import amd
 
@@ -87,7 +88,7 @@ def attested(version: int) -> Attestation:
     return Attestation(Evidence(platform, Stack(amd.REPORT_DATA, (), "")))
 
 
-@pytest.mark.parametrize("version", [2, 3, 4, 5])
+@every_case("version", [2, 3, 4, 5])
 def test_fields_of_each_version_are_claimed(version: int) -> None:
     """CPUID since version 3, mitigation vectors since version 5; the version itself is a claim."""
     found = Verifier(trust_anchor=amd.ark()).verify(
@@ -103,7 +104,7 @@ def test_fields_of_each_version_are_claimed(version: int) -> None:
     assert found.to_dict()["tcb"]["product"] == "Milan"  # type: ignore[index]
 
 
-@pytest.mark.parametrize("version", [0, 1, 6, 7, 0xFFFFFFFF])
+@every_case("version", [0, 1, 6, 7, 0xFFFFFFFF])
 def test_unknown_version_is_refused(version: int) -> None:
     """A version whose fields are not known is refused; a newer one says what to do."""
     raw = version.to_bytes(4, "little") + amd.report()[4:]

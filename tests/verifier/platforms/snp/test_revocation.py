@@ -28,6 +28,7 @@ from attestkit.verifier import EvidenceBundle, Verifier
 from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.snp.authenticator import Snp
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.verifier.platforms import amd
 
 NOW: Final = 1_790_000_000
@@ -88,7 +89,7 @@ def test_current_list_without_the_certificates_passes(key: SnpSigningKey) -> Non
         assert "CRL number 5 of the trust anchor" in text
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("key", "serial", "name"),
     [
         ("VCEK", ASK, "the ASK"),
@@ -212,7 +213,7 @@ def test_list_of_bundle_with_bad_signature_is_refused() -> None:
     assert "revocation" not in found.not_proven
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("value", "reason"),
     [
         ([], "wrong_type"),

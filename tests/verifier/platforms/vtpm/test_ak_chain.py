@@ -20,6 +20,7 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
 NOW = datetime(2026, 3, 1, tzinfo=timezone.utc)
@@ -183,7 +184,7 @@ def test_only_allowed_hosts_are_asked() -> None:
     assert asked == allowed
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("url", "body", "reason"),
     [
         ("intermediate.crt", b"text", "cert_malformed"),

@@ -11,6 +11,7 @@ from attestkit.errors import FormatError, ReplayError
 from attestkit.event_log import TpmEventLog
 from attestkit.verifier.platforms.vtpm.pcr_logs import ReplayedPcrs, replay_pcr_logs
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 from tests.verifier.platforms.vtpm.tpm_samples import GO_TPM_TOOLS, go_cases, qemu
 
@@ -151,7 +152,7 @@ def test_replay_truncated_logs_are_refused() -> None:
             replay_pcr_logs(pcrs, b"", ima[:size])
 
 
-@pytest.mark.parametrize("locality", [None, 0, 3, 4])
+@every_case("locality", [None, 0, 3, 4])
 def test_replay_starts_pcr0_at_the_startup_locality(locality: int | None) -> None:
     """PCR 0 starts with the locality of the TPM's start as its last byte."""
     log = boot_log((0, b"firmware"), locality=locality)
@@ -174,7 +175,7 @@ def test_replay_explains_dynamic_pcrs_from_ones() -> None:
     assert outcomes(found) == [("pcr_log", "passed")]
 
 
-@pytest.mark.parametrize("index", range(8))
+@every_case("index", range(8))
 def test_replay_firmware_pcr_without_records_is_refused(index: int) -> None:
     """A log without the records of an extended firmware PCR does not pass."""
     values = {"pcr0": extended("sha256", 0, b"x"), f"pcr{index}": b"\7" * 32}
@@ -199,7 +200,7 @@ def test_replay_boot_loader_pcr_must_match_its_records(index: int) -> None:
     assert f"PCRs {index}," in found.steps[-1].text
 
 
-@pytest.mark.parametrize("index", [10, 11, 12, 13, 15, 16, 23])
+@every_case("index", [10, 11, 12, 13, 15, 16, 23])
 def test_replay_pcr_of_the_system_may_be_further_than_its_records(index: int) -> None:
     """Programs extend these PCRs without a record, so a difference is named, not refused."""
     log = boot_log((0, b"x"), (index, b"stub"))

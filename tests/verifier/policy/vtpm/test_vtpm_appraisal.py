@@ -10,6 +10,7 @@ from attestkit.verifier.policy.appraisal_policy import PRESETS, AppraisalPolicy
 from attestkit.verifier.policy.pcr_rules import BANK_SIZES
 from attestkit.verifier.policy.platforms import VERIFIED_PLATFORMS
 from tests.raising import raises
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.policy.policy_samples import (
     OF_SNP,
@@ -86,8 +87,8 @@ def test_unidentified_paravisor_is_a_caution() -> None:
     assert "paravisor" not in accept(pinned, claims("gcp-snp"))
 
 
-@pytest.mark.parametrize("name", ["secure_boot", "console_enabled", "tpm_persisted"])
-@pytest.mark.parametrize("wanted", [True, False])
+@every_case("name", ["secure_boot", "console_enabled", "tpm_persisted"])
+@every_case("wanted", [True, False])
 def test_claims_of_the_paravisor_are_compared(name: str, wanted: bool) -> None:
     """A rule requires the stated value; a claim that is missing meets neither."""
     policy = rules(**{name: wanted})
@@ -193,7 +194,7 @@ def test_message_of_go_tpm_tools_needs_a_log_or_values() -> None:
 # -- Google ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("name", "value"),
     [
         *(("gce_project", "project"), ("gce_zone", "zone-a"), ("gce_instance", "vm-1")),

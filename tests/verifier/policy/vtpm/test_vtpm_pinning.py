@@ -3,12 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-import pytest
-
 from attestkit._crypto.hashes import sha256
 from attestkit.verifier.policy.appraisal_policy import (
     AppraisalPolicy,
 )
+from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.policy.policy_samples import (
     NITRO,
@@ -33,7 +32,7 @@ from tests.verifier.policy.vtpm.vtpm_policies import (
 )
 
 
-@pytest.mark.parametrize("platform", [*HCL, "gcp-snp", "dstack-gcp-tdx", *TPM_ALONE])
+@every_case("platform", [*HCL, "gcp-snp", "dstack-gcp-tdx", *TPM_ALONE])
 def test_pinned_policy_accepts_its_evidence_and_no_other_pcr(platform: str) -> None:
     """PCRs with a replayed log are pinned, except for those that differ with every boot."""
     trust: Any = "listed" if platform in {"tpm", "go-tpm-tools"} else "certificate"

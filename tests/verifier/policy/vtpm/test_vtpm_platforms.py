@@ -42,7 +42,7 @@ from tests.verifier.policy.vtpm.vtpm_policies import (
 # -- platforms ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("rule", "platforms"),
     [
         ({"pcrs": {"sha256:7": register(0xA7, 32)}}, WITH_TPM),
@@ -93,7 +93,7 @@ def test_registers_that_are_zero_by_design_match_no_value(platform: str, name: s
     assert caught.value.reason == "reference_value"
 
 
-@pytest.mark.parametrize("platform", [*HCL, "gcp-snp", "tpm", "go-tpm-tools"])
+@every_case("platform", [*HCL, "gcp-snp", "tpm", "go-tpm-tools"])
 def test_rules_about_an_app_reject_platforms_that_measure_none(platform: str) -> None:
     """Events and identities of an app are not measured there, so rules about them reject.
 
@@ -147,7 +147,7 @@ def test_rules_about_snp_apply_in_every_cloud(platform: str) -> None:
     assert accept(rules(), claims(platform))["minimum_svn"] == "caution"
 
 
-@pytest.mark.parametrize(
+@every_case(
     "rule",
     [
         {"reference_values": ReferenceValues(mrtd={register(0x11)})},

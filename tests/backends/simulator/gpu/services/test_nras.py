@@ -11,6 +11,7 @@ from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
 from attestkit.errors import GpuEvidenceError
 from attestkit.gpu.nras import verify_tokens
 from attestkit.gpu.nras.client import encode_request
+from tests.runner.cases import every_case
 
 SEED = b"a seed of simulated tokens......"
 NONCE = bytes(range(32))
@@ -72,7 +73,7 @@ def test_service_refuses_faulty_evidence(name: str, code: str) -> None:
     assert caught.value.reason == "nras_result"
 
 
-@pytest.mark.parametrize(
+@every_case(
     ("path", "body", "status"),
     [
         ("/v1/attest/gpu", b"{}", 404),
