@@ -24,10 +24,15 @@ class Promise(NamedTuple):
 
 @cache
 def read_tests(file: str) -> set[str]:
-    """Return the names of a file's test functions, which pytest collects at the top level only."""
+    """Return the names of a file's tests: functions and classes at the top level."""
     body = ast.parse((ROOT / file).read_text()).body
-    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
-    return {node.name for node in body if isinstance(node, kinds) and node.name.startswith("test_")}
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    return {
+        node.name
+        for node in body
+        if (isinstance(node, functions) and node.name.startswith("test_"))
+        or (isinstance(node, ast.ClassDef) and node.name.startswith("Test"))
+    }
 
 
 def promises() -> list[Promise]:
