@@ -18,6 +18,8 @@ from hypothesis.strategies import SearchStrategy
 from tests.untyped import untyped
 
 MOST: Final = int(os.environ.get("ATTESTKIT_MOST_EXAMPLES", sys.maxsize))
+IS_WHOLE: Final = sys.maxsize == MOST
+"""Whether nothing is limited."""
 
 Property = Callable[..., None]
 T = TypeVar("T")
