@@ -110,9 +110,14 @@ def _kms_keys(value: Any, what: str) -> tuple[bytes, bytes]:  # noqa: ANN401 - a
     spki, point = [from_hex(value[name], f"{what}: {name}", size) for name, size in named]
     try:
         P256PublicKey(spki.removeprefix(P256_SPKI_HEAD))
+    except (SignatureError, UsageError) as error:
+        message = f"{what}: {_KMS[0]}: must be a P-256 public key (SubjectPublicKeyInfo)"
+        raise FormatError(message, reason="wrong_value") from error
+    try:
         require_k256_public_key(point)
     except (SignatureError, UsageError) as error:
-        raise FormatError(f"{what}: must be valid public keys", reason="wrong_value") from error
+        message = f"{what}: {_KMS[1]}: must be a compressed secp256k1 public key"
+        raise FormatError(message, reason="wrong_value") from error
     return spki, point
 
 

@@ -140,7 +140,8 @@ def _find_kind(payload: dict[Value, Value], *, tpm: bool | None) -> _Kind:
         message = "Nitro document: pcrs and nitrotpm_pcrs: must not have both"
         raise FormatError(message, reason="inconsistent")
     if not found:
-        raise FormatError("Nitro document: PCRs missing", reason="missing")
+        message = "Nitro document: must have pcrs (of an enclave) or nitrotpm_pcrs (of a NitroTPM)"
+        raise FormatError(message, reason="missing")
     if tpm is not None and found != [_TPM if tpm else _ENCLAVE]:
         of, other = ("a NitroTPM", "an enclave") if tpm else ("an enclave", "a NitroTPM")
         message = f"Nitro document: must be of {of}, but has the PCRs of {other}"

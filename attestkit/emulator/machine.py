@@ -401,7 +401,11 @@ def faults_file(faults: Faults) -> kernel_files.File:
 
 
 class _OpenFaults(kernel_files.Snapshot):
-    """The open list of faults, whose content is fixed at the first read."""
+    """An open file of the armed faults.
+
+    Reading gives those armed at the first read. Writing arms one per line; if a line is invalid,
+    none, and it fails with EINVAL.
+    """
 
     def __init__(self, file: kernel_files.File) -> None:
         self._armed = file.faults

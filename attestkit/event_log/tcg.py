@@ -55,7 +55,6 @@ class CcelSource(NamedTuple):
     rows: bytes
     end: int
     registers: bytes
-    """Numbers of the extended registers, one byte per extending record."""
 
     @property
     def regular(self) -> bool:

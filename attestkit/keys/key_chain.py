@@ -1,4 +1,7 @@
-"""Verification of signature chains, by which root keys certify a derived key."""
+"""Verification of signature chains, by which root keys certify a derived key.
+
+`key_claims` builds the signed bytes.
+"""
 
 import hmac
 from collections.abc import Iterable, Sequence

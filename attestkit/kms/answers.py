@@ -210,7 +210,9 @@ def read_temporary_ca(data: bytes) -> tuple[str, str, str]:
 
 
 def read_certificate_chain(data: bytes) -> tuple[str, ...]:
-    """Decode `data`, the JSON answer to SignCert: certificates in PEM, not verified.
+    """Return the texts of `certificate_chain` in `data`, the JSON answer to SignCert, in its order.
+
+    Whether they are certificates in PEM is not checked.
 
     Raises:
         FormatError: If it is malformed, too large, or has no certificates or too many.

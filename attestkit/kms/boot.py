@@ -345,7 +345,10 @@ def _finish(boot: _Boot, found: FetchedKeys) -> tuple[Event, ...]:
     spki = found.root.ca_spki
     named = bytes.fromhex(boot.launch.app_compose.key_provider_id)
     if named and not hmac.compare_digest(named, spki):
-        message = f"Unexpected key provider id: {spki.hex()}; the app's is {named.hex()[:200]}"
+        message = (
+            f"app-compose.json: key_provider_id: is {named.hex()[:200]}, but the root CA key of "
+            f"the KMS is {spki.hex()}; use the KMS that the app names, or correct key_provider_id"
+        )
         raise KmsError(message, reason="wrong_provider")
     host = boot.host
     document: str = getattr(host, "mr_config", "")

@@ -57,7 +57,11 @@ class CertRequest(NamedTuple):
             UsageError: If there is no evidence, or a value cannot be encoded.
         """
         if self.evidence is None:
-            raise UsageError("certificate request: must have evidence", reason="missing")
+            message = (
+                "certificate request: evidence: missing; a request of version 1 cannot be encoded, "
+                "one of version 2 needs the evidence (`attested()` returns that of version 1)"
+            )
+            raise UsageError(message, reason="missing")
         check_alt_names(self.subject_alt_names)
         org_name = b"\0" if self.org_name is None else b"\1" + scale.encode_text(self.org_name)
         flags = (self.usage_server_auth, self.usage_client_auth, self.ext_quote, self.ext_app_info)

@@ -6,7 +6,10 @@ from typing import Final, NamedTuple
 
 
 class _ForeignSetting:
-    """Owner of a value that was set without this module, between two calls of `setenv`."""
+    """Owner of a value that other code set between two calls of `setenv`.
+
+    The value is restored when the later settings are undone.
+    """
 
 
 class _Settings(NamedTuple):

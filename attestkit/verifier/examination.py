@@ -141,7 +141,14 @@ class Examination:
         )
 
     def replay(self) -> None:
-        """Replay the event log, and compare the result with the registers."""
+        """Replay the event log (with a vTPM, the logs of its PCRs); compare it with the registers.
+
+        Raises:
+            FormatError: If a log of a vTPM is malformed.
+            ReplayError: If a register differs, or the list of runtime events from the log.
+            UnsupportedError: If this Python's OpenSSL lacks the hash of a quoted bank.
+            VerificationError: If an event's digest does not match its name and payload.
+        """
         run_step("event log", self._steps, self._replay)
 
     def _replay(self) -> None:

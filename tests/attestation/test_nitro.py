@@ -151,7 +151,7 @@ def test_nitro_document_with_duplicate_key_is_rejected() -> None:
         (document(module_id=b"m"), "wrong_type", "module_id"),
         (document(module_id="\x1b[0m"), "encoding", "module_id"),
         (document(module_id="m" * 257), "wrong_size", "module_id"),
-        (document(pcrs=...), "missing", "PCRs"),
+        (document(pcrs=...), "missing", "nitrotpm_pcrs"),
         (document(pcrs=[]), "wrong_type", "PCRs"),
         (document(pcrs={True: b""}), "wrong_type", "PCR index"),
         (document(pcrs={0: b"\0" * 47}), "wrong_size", "PCR 0"),

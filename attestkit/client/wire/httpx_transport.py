@@ -237,7 +237,10 @@ class _Body:
 
 
 class BlockingBody(_Body):
-    """The body of an answer of a `BlockingTransport`."""
+    """The body of an answer of a `BlockingTransport`, an iterator of pieces, decrypted if needed.
+
+    The pieces are recorded. `close` gives the connection back.
+    """
 
     def __iter__(self) -> Iterator[bytes]:
         transport, exchange = self._transport, self._exchange
@@ -271,7 +274,7 @@ class BlockingTransport(ProvenTransport):
 
 
 class AsyncBody(_Body):
-    """The body of an answer of an `AsyncTransport`."""
+    """The body of an answer of an `AsyncTransport`; otherwise as `BlockingBody`."""
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         transport, exchange = self._transport, self._exchange

@@ -154,7 +154,10 @@ class DeviceChain(NamedTuple):
 
     @property
     def has_device_key(self) -> bool:
-        """Whether the DICE extension has no key, or that of the device's BROM certificate."""
+        """Whether the DICE extension's key is that of the device's BROM certificate.
+
+        Also true if the extension has no key, as on Blackwell.
+        """
         return self.dice_key is None or self.dice_key == self.brom_spki
 
 

@@ -188,13 +188,21 @@ class _Fields(NamedTuple):
         return value
 
     def text(self, kind: int) -> str | None:
-        """Return field `kind`: letters, digits and `._-`, without final NULs; None if absent."""
+        """Return the field `kind` as text without final NULs; None if it is absent.
+
+        Raises:
+            FormatError: Unless it has 1 to 32 letters, digits, `.`, `_` or `-`, and begins with a
+                letter or digit.
+        """
         value = self.values.get(kind)
         if value is None:
             return None
         found = _TEXT.fullmatch(value)
         if found is None:
-            problem = f"must be letters, digits, . _ or -: {shown(value.decode('latin-1'))}"
+            problem = (
+                "must be 1 to 32 letters, digits, . _ or -, beginning with a letter or digit, not "
+                f"{shown(value.decode('latin-1'))}"
+            )
             raise self.error(kind, problem, "wrong_value")
         return found[1].decode("ascii")
 

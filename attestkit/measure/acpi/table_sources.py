@@ -209,7 +209,7 @@ def _stored(
 def _derive(
     line: str, key: TableKey, run: _Run | None, cache: TableCache | None
 ) -> tuple[TableOrigin, TableEntry] | None:
-    """Return tables of release line `line`, derived from those of QEMU 10.0, and `derived`.
+    """Return `derived` and the tables of release line `line`, derived from those of QEMU 10.0.
 
     Those of 10.0 are from `cache` or the package, else made by `run`. None without them, or if the
     machine's tables of `line` cannot be derived.

@@ -263,7 +263,10 @@ async def _list_containers(guest: Guest) -> _ContainerTable:
 
 
 async def _templates() -> "tuple[Template, Template]":
-    """Return the templates of page and measurements, loaded once in a thread."""
+    """Return the templates of page and measurements.
+
+    The first call loads them in a thread, as that would block the event loop.
+    """
     if _load_templates.cache_info().currsize:
         return _load_templates()
     return await asyncio.to_thread(_load_templates)

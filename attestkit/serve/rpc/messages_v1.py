@@ -27,7 +27,7 @@ class IssueCertResponse(messages.GetTlsKeyResponse):
 
 
 class GetKeyRequest(NamedTuple):
-    """Domain and algorithm of a key.
+    """Request for the key of a domain and an algorithm.
 
     Attributes:
         domain: Name of the key, any text: the same domain and algorithm give the same key.
@@ -63,7 +63,7 @@ class GetKeyResponse(NamedTuple):
 
 
 class AttestRequest(NamedTuple):
-    """Report data of evidence.
+    """Request for evidence over report data.
 
     Attributes:
         report_data: Report data, up to 64 bytes; zero-padded to 64.

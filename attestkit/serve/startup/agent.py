@@ -75,7 +75,11 @@ def serve_agent(
 
 
 def _open_tee(settings: Settings, stack: ExitStack) -> Attester:
-    """Open the hardware or the named backend; app files are the host's unless options name them."""
+    """Open the named backend, or the detected hardware.
+
+    A backend that has the app's files supplies them, unless options name some. Else they are those
+    of the host-shared folder, replaced by the named ones; `stack` closes it.
+    """
     if settings.backend is None:
         backend = backends.detect(leave_out=(AGENT,))()
     else:

@@ -1,4 +1,7 @@
-"""Policy rules about SEV-SNP: launch, guest policy, host and firmware of a guest."""
+"""Policy rules about SEV-SNP: launch, guest policy, host and firmware version of a guest.
+
+Minimum TCB versions (SVNs) are in `tcb_rules`.
+"""
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping

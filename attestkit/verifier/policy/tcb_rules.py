@@ -373,6 +373,8 @@ def _normalize_minimum_tcb(given: object) -> _NormalizedTcb:
 def _check_minimum_tcb(minimums: _NormalizedTcb, tcb: Tcb) -> VerificationStep | None:
     """Return the step for a TCB of AMD, whose four versions must all meet the minimum.
 
+    None if the policy has no `minimum_tcb`.
+
     Raises:
         PolicyError: If the rule has no minimum for the product line, or one is not met
             (`minimum_svn`).
