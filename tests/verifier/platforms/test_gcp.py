@@ -74,8 +74,8 @@ pytestmark = needs_shared
 # -- composed evidence -----------------------------------------------------------------------------
 
 
-@every_case("encoding", ["v0", "v1"])
-@every_case("case", CASES)
+@pytest.mark.parametrize("encoding", ["v0", "v1"])
+@pytest.mark.parametrize("case", CASES)
 def test_composed_evidence_has_its_verdict(case: str, encoding: str) -> None:
     """Every case passes all steps, or fails at its place, with genuine Intel collateral."""
     path = "services/near-ai-cloud/2026-06-29/collateral-b0c06f000000.json"
