@@ -285,7 +285,7 @@ def _check_domain(domain: str) -> None:
     try:
         check_domain(domain)
     except UsageError as error:
-        raise KmsRefusalError(str(error)) from error  # begins as in dstack
+        raise KmsRefusalError("domain contains an invalid DNS label") from error  # as in dstack
 
 
 async def finish(setup: Onboarding, _: None = None) -> None:

@@ -117,7 +117,7 @@ def test_setup_refuses_invalid_requests(new_kms: MakeKms) -> None:
     """A domain that is not one; the methods of KMS; to finish without keys."""
     kms = new_kms()
     bad = call(kms, "Bootstrap", {"domain": "a_b.c"})
-    assert error_of(bad) == "domain contains an invalid DNS label: a_b.c"
+    assert error_of(bad) == "domain contains an invalid DNS label"
     with closing(Connection(kms.url)) as connection:
         answer = connection.call("prpc/KMS.GetMeta")
     assert answer.status == 404
