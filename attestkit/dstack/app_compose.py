@@ -367,7 +367,7 @@ def _check_requirements(requirements: Requirements | None, manifest_version: int
             raise ConfigError(message, reason="wrong_value")
     token = requirements.launch_token_hash
     if token is not None and unhex(token) is None:
-        message = f"requirements.launch_token_hash: must be hex, not {shown(token)}"
+        message = "requirements.launch_token_hash: must be hex, as launch_token_hash() returns it"
         raise ConfigError(message, reason="encoding")
     path = requirements.health_status_file
     if path is not None and not path.startswith("/"):

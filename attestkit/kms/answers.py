@@ -27,6 +27,7 @@ from attestkit.errors import FormatError, KmsError, SignatureError, UsageError
 from attestkit.keys import AppKeys
 from attestkit.keys.key_chain import recover_kms_root
 from attestkit.kms.root import KmsRoot
+from attestkit.kms.url import KmsUrl
 
 if TYPE_CHECKING:
     from attestkit.verifier import AttestationResult
@@ -38,7 +39,7 @@ MAX_CHAIN: Final = 8
 MAX_GATEWAY: Final = 1024
 """Maximum number of characters of a gateway's app id, which has 40."""
 _T = TypeVar("_T")
-_MAX_ERROR: Final = 300  # characters of a refusal that are shown
+_MAX_ERROR: Final = 300  # characters of a refusal or error that are shown
 _NAMES: Final = frozenset(  # of members; errors contain no others
     [
         *("ca_cert", "temp_ca_cert", "temp_ca_key", "certificate_chain", "error"),
@@ -394,3 +395,11 @@ def not_proven(root: KmsRoot, pins: Sequence[KmsRoot] | None) -> tuple[str, ...]
     if pins is None:
         return ("kms_root", "kms_k256_root")
     return () if root in pins else ("kms_k256_root",)  # accepted by a pin of the CA alone
+
+
+def malformed_answer(error: FormatError, url: KmsUrl, method: str) -> KmsError:
+    """Return the KmsError for a malformed answer to a method; its cause is `error`."""
+    message = f"KMS {url.base}: malformed answer for {method}: {one_line(str(error), _MAX_ERROR)}"
+    found = KmsError(message, reason="malformed", url=url.base)
+    found.__cause__ = error
+    return found

@@ -32,12 +32,13 @@ from attestkit.kms.answers import (
     ReceivedKeys,
     SignedEnvKey,
     check_received_keys,
+    malformed_answer,
     not_proven,
     read_certificate_chain,
     read_only_certificate,
 )
 from attestkit.kms.cert_request import CertRequest, sign_cert_request
-from attestkit.kms.failover import malformed_answer, try_each_url
+from attestkit.kms.failover import try_each_url
 from attestkit.kms.https_call import (
     AttestedKey,
     ClientCa,

@@ -5,6 +5,7 @@ from typing import Final, TypeVar
 
 from attestkit._sanitize import one_line
 from attestkit.errors import FormatError, KmsError
+from attestkit.kms.answers import malformed_answer
 from attestkit.kms.url import KmsUrl
 
 _T = TypeVar("_T")
@@ -46,12 +47,4 @@ def _of_url(error: KmsError, url: KmsUrl) -> KmsError:
         return error
     found = KmsError(f"KMS {url.base}: {error}", reason=error.reason, url=url.base)
     found.__cause__ = error.__cause__
-    return found
-
-
-def malformed_answer(error: FormatError, url: KmsUrl, method: str) -> KmsError:
-    """Return the KmsError for a malformed answer to a method; its cause is `error`."""
-    message = f"KMS {url.base}: malformed answer for {method}: {one_line(str(error), _MAX_SHOWN)}"
-    found = KmsError(message, reason="malformed", url=url.base)
-    found.__cause__ = error
     return found

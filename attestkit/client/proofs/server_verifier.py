@@ -1,4 +1,4 @@
-"""`ServerVerifier`: verifies connections to one server and keeps the accepted keys, without I/O.
+"""`ServerVerifier`: verifies connections to one server, keeps the accepted keys; no I/O of its own.
 
 One proof is made at a time, however many connections are opened: the others wait for it, and use it
 if they have the same key. After several refusals in a row the server is refused at once for a

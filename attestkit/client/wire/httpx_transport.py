@@ -239,7 +239,7 @@ class _Body:
 class BlockingBody(_Body):
     """The body of an answer of a `BlockingTransport`, an iterator of pieces, decrypted if needed.
 
-    The pieces are recorded. `close` gives the connection back.
+    The pieces are recorded if there is an exchange. `close` gives the connection back.
     """
 
     def __iter__(self) -> Iterator[bytes]:

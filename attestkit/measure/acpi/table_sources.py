@@ -74,8 +74,8 @@ def find_tables(
         seconds: Time limit of QEMU's run.
 
     Raises:
-        UsageError: If `machine.host_share_mode` is unknown, a file of the folder cannot be read, or
-            `qemu` and `folder` are both given.
+        UsageError: If `machine.host_share_mode` is unknown, a value of `setup` is out of range, a
+            file of the folder is missing or cannot be read, or `qemu` and `folder` are both given.
         ConfigError: If QEMU is missing, cannot be executed, or refuses the options.
         BackendError: If QEMU does not answer in time, or not in the protocol.
         FormatError: If a file of the folder or an answer of QEMU is malformed.

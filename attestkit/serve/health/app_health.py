@@ -79,7 +79,7 @@ async def _output(command: Sequence[str], *words: str) -> bytes:
         problem = f"nerdctl: output exceeds {responses.MAX_LIST >> 20} MiB"
         raise BackendError(problem, reason="too_large")
     if status:
-        again = shlex.join((*command, *words[:2]))
+        again = shlex.join((*command, "ps", "-a"))
         problem = f"exit status {status}; run `{again}` as this user for the cause"
         raise BackendError(f"nerdctl {words[0]}: {problem}", reason="io_error")
     return bytes(output.data)

@@ -142,10 +142,7 @@ class HttpProtocol(HttpToolsProtocol):
         return self._is_app_idle() and not (self._in_message or self._out or self._rest)
 
     def check(self, now: float) -> None:
-        """Close the connection, or fail its request, if it exceeds a time limit.
-
-        `now` is the time of the event loop in seconds.
-        """
+        """Close the connection, or fail its request, if over a time limit at `now` (loop time)."""
         unsent = self.transport.get_write_buffer_size()
         if unsent != self._unsent:
             self._unsent, self._since = unsent, now

@@ -164,8 +164,8 @@ class AzureAuthenticator:
 
         A certificate is optional, because the hardware report certifies the key. It is reported as
         not verified if its path or CRLs are missing or not valid now, or if it leads to another
-        root. A certificate for a key other than the HCL report's, or with an invalid signature, is
-        an error.
+        root. A certificate that is revoked, malformed or not valid for another reason, or for a key
+        other than the HCL report's, is an error.
 
         Args:
             evidence: The TPM's part of the evidence, with the certificates.
