@@ -42,11 +42,20 @@ def shortened(make: Shape, most: int) -> int:
     return bisect_left(range(size), length, key=lambda less: len(make(less)))
 
 
-def largest(parser: Parser, make: Shape, most: int, within: int = 1) -> int:
-    """Return the largest size up to `most` bytes that is read, or `within` less; 0 if none."""
+def largest(parser: Parser, make: Shape, most: int, *, parts: int | None = None) -> int:
+    """Return the largest size up to `most` bytes that is read; 0 if none.
+
+    With `parts` it is at most one of so many parts of the first size too small, which takes fewer
+    attempts.
+    """
     size = shortened(make, most)
     if enters(parser, make(size)):
         return size
-    sizes = range(0, size, within)
-    beyond = bisect_left(sizes, 1, key=lambda less: not enters(parser, make(less)))
-    return sizes[max(beyond - 1, 0)]
+    within = max(1, size // parts) if parts else 1
+    return _last(parser, make, range(0, size, within)) or _last(parser, make, range(within))
+
+
+def _last(parser: Parser, make: Shape, sizes: range) -> int:
+    """Return the last of increasing sizes that is read; 0 if none."""
+    beyond = bisect_left(sizes, 1, key=lambda size: not enters(parser, make(size)))
+    return sizes[beyond - 1] if beyond else 0

@@ -55,7 +55,7 @@ def check_memory(parser: Parser, case: Case, size: int) -> None:
     """Check allocated bytes at the largest size, and if that is refused, at the largest read."""
     amounts = [min(size, parser.most)]
     if not enters(parser, case.make(amounts[0])):  # which fills caches
-        amounts.append(largest(parser, case.make, amounts[0], amounts[0] // 64))
+        amounts.append(largest(parser, case.make, amounts[0], parts=64))
     for amount in amounts:
         data = case.make(amount)
         assert peak(partial(run, parser, data)) <= parser.memory * len(data) + ANY

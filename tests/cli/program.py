@@ -73,15 +73,18 @@ class Forks:
             else:
                 writer = os.dup(given)
             streams.append(writer)
-        socket.send_fds(self._socket, [json.dumps(words).encode()], streams)
-        for descriptor in streams:
-            os.close(descriptor)
         try:
+            socket.send_fds(self._socket, [json.dumps(words).encode()], streams)
+            for descriptor in streams:
+                os.close(descriptor)
             found = iter(read_to_end(*readers))
+            code = int(self._socket.recv(64))
+        except BaseException:
+            self._process.kill()  # its late answer would be taken for that to the next call
+            raise
         finally:
             for descriptor in readers:
                 os.close(descriptor)
-        code = int(self._socket.recv(64))
         out, err = (next(found) if given is None else "" for given in (stdout, stderr))
         return subprocess.CompletedProcess(words, code, out, err)
 
@@ -92,11 +95,16 @@ class Forks:
 
 
 def read_to_end(*descriptors: int) -> list[str]:
-    """Read pipes and terminals to their end, which for a terminal is an OSError."""
+    """Read pipes and terminals to their end, which for a terminal is an OSError.
+
+    Fails if there is nothing to read for `PATIENCE` seconds.
+    """
     found = dict.fromkeys(descriptors, b"")
     unread = set(descriptors)
     while unread:
-        for ready in select.select(unread, [], [], 60)[0]:
+        readable = select.select(unread, [], [], PATIENCE)[0]
+        assert readable, f"no output for {PATIENCE} seconds"
+        for ready in readable:
             try:
                 got = os.read(ready, 65536)
             except OSError:

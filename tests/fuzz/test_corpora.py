@@ -45,7 +45,7 @@ def replayed(program: Path, targets: Iterable[str]) -> dict[str, set[str]]:
     for level in LEVELS:
         done = run_program(str(program), str(level), *chain.from_iterable(files))
         lines = done.stdout.splitlines()
-        assert done.returncode == 0, (files[len(lines)], level, done.stderr)
+        assert done.returncode == 0, (files[len(lines) :][:1], level, done.stderr)
         for (_, _, file), line in zip(files, lines, strict=True):
             said.setdefault(file, set()).add(line)
     return said

@@ -62,7 +62,7 @@ def run_tests(
     """
     environment["ATTESTKIT_MOST_EXAMPLES"] = str(examples)
     # Hypothesis computes tables of Unicode for seconds, and for a minute on an emulated machine.
-    environment["HYPOTHESIS_STORAGE_DIRECTORY"] = str(ROOT / ".hypothesis")
+    environment.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(ROOT / ".hypothesis"))
     report = checkout / "report.xml"
     done = subprocess.run(
         [*command, f"--junitxml={report}", "-q", *_PLUGINS],

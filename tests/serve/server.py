@@ -203,6 +203,7 @@ def refusal(*options: str, folder: Path, code: int, **environ: str) -> str:
         pytest.MonkeyPatch.context() as patch,
         mock.patch.dict(os.environ, environment(**environ), clear=True),
         contextlib.redirect_stdout(output),
+        contextlib.redirect_stderr(output),  # pytest has replaced it, so it is not descriptor 2
     ):
         patch.chdir(folder)
         stderr = os.dup(2)
