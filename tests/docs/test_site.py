@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 
 from tests.docs.blocks import ROOT
+from tests.packaging.environments import alone
 from tests.processes import run_program
 from tests.rigs.browser.chromium import MARKS, open_browser
 
@@ -35,20 +36,29 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build the site by `make docs` into its own folder."""
-    folder = tmp_path_factory.mktemp("built") / "site"
+def site(shared: Path) -> Path:
+    """The site, built by `make docs` into a folder of its own; workers share it."""
+    folder, log = shared / "site", shared / "site.log"
+    with alone(shared / "site.lock"):
+        if not log.exists():
+            log.write_text(_build(folder))
+    if UNREACHABLE.search(log.read_text()):
+        pytest.skip("no index has what builds the site")
+    assert (folder / "index.html").exists(), log.read_text()
+    complaints = re.findall(r"^(?:WARNING|ERROR).*", log.read_text(), re.MULTILINE)
+    assert complaints == []
+    return folder
+
+
+def _build(folder: Path) -> str:
+    """Build the site; return what it prints, with an error if it fails."""
     ours = ("PYTHON", "VIRTUAL_ENV", "MAKE", "PYTEST")
     environ = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
     done = run_program(
         "make", "docs", f"ARGS=build --site-dir {folder}", cwd=ROOT, env=environ, timeout=PATIENCE
     )
-    if UNREACHABLE.search(done.stderr):
-        pytest.skip("no index has what builds the site")
-    assert done.returncode == 0, done.stdout + done.stderr
-    complaints = re.findall(r"^(?:WARNING|ERROR).*", done.stderr, re.MULTILINE)
-    assert complaints == []
-    return folder
+    failed = f"ERROR: exit status {done.returncode}\n{done.stdout}" if done.returncode else ""
+    return done.stderr + failed
 
 
 def built(site: Path) -> list[Path]:
