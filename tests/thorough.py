@@ -28,7 +28,7 @@ T = TypeVar("T")
 def thorough(*drawn: SearchStrategy[Any], few: int, many: int) -> Callable[[Property], Property]:
     """Return a decorator like `given` and `settings` that makes two tests, the second one slow.
 
-    There is no second one if `MOST` leaves it no more examples than the first one has.
+    The second one is left out if `MOST` limits it to as many examples as the first one has.
     """
     sizes = [few] if few >= MOST else [few, pytest.param(many, marks=pytest.mark.slow)]
 

@@ -22,7 +22,7 @@ def answer_calls(connection: socket.socket) -> None:
     """Answer calls with exit codes until the connection ends.
 
     A call has the words, and the descriptors of the three standard streams. The first call of a
-    command reports what it has imported, so that later ones need not import it.
+    command reports the imported modules, which this process then imports for later calls.
     """
     known: set[str] = set()
     while True:

@@ -36,7 +36,7 @@ TAKES = {
     *("recv", "recv_into", "recvfrom", "recvmsg", "sock_recv", "makefile", "getresponse"),
     *("readany", "readinto", "readline", "readuntil", "readexactly", "data_received"),
 }
-# What the source of a module that reads contains: the others need not be parsed.
+# Only modules whose source contains one of these can have a reader, and are parsed.
 NAMED = re.compile(rf"\b(def\s+({READS.pattern})|{'|'.join(TAKES)})\b")
 SENT = re.compile(r"\b(bytes|str|Mapping|object)\b")
 # Targets that accept every input: a terminal shows any line.

@@ -63,7 +63,7 @@ def make_root(root: Path) -> CleanRoot:
             unpack(apt.download_all(_PACKAGES), root)
     except MissingError as error:
         pytest.skip(str(error))
-    # What the packages' scripts would do.
+    # As the scripts of the packages do.
     known = sorted(root.glob("usr/share/ca-certificates/mozilla/*.crt"))
     bundle = "".join(certificate.read_text() for certificate in known)
     (root / "etc/ssl/certs/ca-certificates.crt").write_text(bundle)

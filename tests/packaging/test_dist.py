@@ -92,7 +92,7 @@ def test_build_is_reproducible(dist: Dist, tmp_path: Path) -> None:
         os.utime(path, (1e9, 1e9), follow_symlinks=False)
     temporary = tmp_path / "elsewhere"
     temporary.mkdir()
-    short = not IS_WHOLE  # the others differ in a word of zig's command
+    short = not IS_WHOLE  # the other tags differ in one option of zig
     options = ("--cross", "musllinux_1_2_aarch64") if short else ()
     before = os.umask(0o077)
     try:

@@ -15,7 +15,7 @@ _MAX_CONTENT: Final = 1 << 24  # bytes of a line's entries
 def packaged_tables(line: str, key: TableKey) -> TableEntry | None:
     """Return the tables of the machine `key` that ship with attestkit, of a QEMU release line.
 
-    `line` is such as `9.2`. None if there are none for this line or machine.
+    `line` is a version such as `9.2`. None if attestkit has no tables for this line or machine.
     """
     if line not in PACKAGED_LINES:
         return None

@@ -73,9 +73,7 @@ def test_requests_verifies_as_the_context_does(
     monkeypatch.setenv(variable, str(bundle))
     with serving() as server:
         server_verifier = SimpleServerVerifier(server)
-        context = pinned_context(
-            server_verifier
-        )  # the system's CAs, of which that of the tests is none
+        context = pinned_context(server_verifier)  # trusts the system's CAs, not that of the tests
         session = requests.Session() if own_session else requests_session(server_verifier, context)
         with session:
             if own_session:
