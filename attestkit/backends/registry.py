@@ -69,7 +69,7 @@ def load(name: str) -> "type[Backend]":
 
 
 def create(cls: "type[Backend]", options: "Mapping[str, object]") -> "Backend":
-    """Construct a backend of the class `cls`; call its `probe` first if there are no `options`.
+    """Construct a backend of the class `cls`; without `options`, call its `probe` first.
 
     With options, which are the constructor's keyword arguments, no probe is made: they may select a
     device that the probe does not check.
