@@ -9,6 +9,7 @@ from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar, final
 
+from attestkit._system.fork_safety import call_now_and_after_fork
 from attestkit.attestation import AppInfo, Attestation
 from attestkit.attester import Attester, B_co
 from attestkit.dstack.app_compose import AppCompose
@@ -47,9 +48,13 @@ class AsyncAttester(Generic[B_co]):
         self._blocks = blocks
         self._make = make
         self._attester: Attester[B_co] | None = None
+        self._closed = False
+        call_now_and_after_fork(self._forget_parent)
+
+    def _forget_parent(self) -> None:
+        """Drop the thread of a parent process; an attester that it opened refuses all calls."""
         self._opening: Future[Attester[B_co]] | None = None  # in the device's thread
         self._thread: ThreadPoolExecutor | None = None
-        self._closed = False
 
     # -- opening and closing -------------------------------------------------------------------
 

@@ -1,8 +1,15 @@
-"""Run a program to its end, and read what it prints."""
+"""Run a program, or a function in a forked process."""
 
+import os
+import signal
 import subprocess
+import traceback
+import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+_CHILD_SECONDS: Final = 30
 
 
 def run_program(
@@ -10,3 +17,22 @@ def run_program(
 ) -> "subprocess.CompletedProcess[str]":
     """Return exit code and output of a program; `more` are arguments of subprocess.run."""
     return subprocess.run(words, check=check, **{"capture_output": True, "text": True, **more})
+
+
+def in_child(work: Callable[[], object]) -> bool:
+    """Return whether a function returns in a forked process, in time and without an exception."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside other threads
+        child = os.fork()
+    if child == 0:  # no exception may leave the child
+        status = 1
+        try:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_CHILD_SECONDS)
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001 - shown by pytest
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import os
 import pickle
 import threading
 from collections.abc import Callable, Coroutine
@@ -16,6 +17,7 @@ from attestkit.backends.simulator import Simulator
 from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
 from attestkit.factory import aopen
 from tests.machines.tees import FakeAgent, FakeSnp, FakeTd, Machine
+from tests.processes import in_child
 from tests.raising import raises
 
 SEED = bytes(32)
@@ -191,6 +193,60 @@ def test_blocking_backend_has_one_thread() -> None:
 
     run_on_loop(main())
     assert device.closed.is_set()
+    join_device_threads()
+
+
+def test_forked_child_cannot_use_the_attester() -> None:
+    """Its calls are refused, as by an Attester, instead of waiting for the parent's thread."""
+    device = BlockingSimulator()
+    tee = aopen(device)
+
+    async def child() -> None:
+        with raises(UsageError, "wrong_process"):
+            await tee.get_quote(b"")
+        await tee.close()
+        assert not device.closed.is_set()
+
+    async def end() -> None:
+        await tee.get_quote(b"")
+        await tee.close()
+
+    run_on_loop(tee.get_quote(b""))
+    assert in_child(lambda: run_on_loop(child()))
+    run_on_loop(end())
+    assert device.closed.is_set()
+    join_device_threads()
+
+
+def test_child_that_is_forked_during_the_opening_opens_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It does not wait for the thread of the parent, and the parent's attester is its own."""
+    opening, go_on, parent = threading.Event(), threading.Event(), os.getpid()
+    device = BlockingSimulator()
+
+    def open_slowly_in_parent(*_: object, **__: object) -> attestkit.Attester:
+        if os.getpid() == parent:
+            opening.set()
+            assert go_on.wait(30)
+        return attestkit.Attester(device)
+
+    monkeypatch.setattr("attestkit.factory.open", open_slowly_in_parent)
+    tee = aopen(device)
+
+    async def main() -> None:
+        call = asyncio.ensure_future(tee.get_quote(b""))
+        await wait_for_event(opening)
+        call.cancel()
+
+    async def use() -> None:
+        await tee.get_quote(b"")
+        await tee.close()
+
+    run_on_loop(main())
+    assert in_child(lambda: run_on_loop(use()))
+    go_on.set()
+    run_on_loop(use())
     join_device_threads()
 
 

@@ -8,6 +8,8 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+from attestkit._system.fork_safety import call_now_and_after_fork
+
 T = TypeVar("T")
 
 
@@ -24,6 +26,10 @@ class BoundedCalls:
 
     def __init__(self, most: int) -> None:
         self._most = most
+        call_now_and_after_fork(self._forget_parent)
+
+    def _forget_parent(self) -> None:
+        """Create the lock, and forget the threads of a parent process."""
         self._lock = threading.Lock()
         self.hanging: int = 0  # threads left behind
 

@@ -40,6 +40,7 @@ from attestkit._system.cache_folder import (
     remove_checksum,
     write_cache_file,
 )
+from attestkit._system.fork_safety import call_now_and_after_fork
 from attestkit._system.untrusted_files import open_regular, read_regular
 from attestkit.collateral.intel_collateral import (
     Collateral,
@@ -126,9 +127,13 @@ class CollateralCache:
         self._create_memory()
 
     def _create_memory(self) -> None:
-        self._lock = threading.Lock()  # of writers of the memory
         self._entries = BoundedCache[Key, _CacheEntry](self._limit)
         self._verified = BoundedCache[Key, _CacheEntry](self._limit)
+        call_now_and_after_fork(self._create_lock)
+
+    def _create_lock(self) -> None:
+        """Create the lock; after a fork anew, because another thread may have held it."""
+        self._lock = threading.Lock()  # of writers of the memory
 
     def get(self, key: Key, *, max_age: timedelta | None = None) -> Collateral | None:
         """Return the fetched collateral of `key`; None if it is missing, expired or too old.
@@ -242,7 +247,7 @@ class CollateralCache:
             yield handle is not None or self._folder is None
         finally:
             if handle is not None:
-                os.close(handle)
+                _unlock_and_close(handle)
 
     @staticmethod
     def _acquire_fetch_lock(folder: Path, key: Key, seconds: float) -> int | None:
@@ -306,6 +311,15 @@ def _lock(handle: int, deadline: float) -> None:
             time.sleep(_POLL_SECONDS)
         else:
             return
+
+
+def _unlock_and_close(handle: int) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a forked process has it open
+    finally:
+        os.close(handle)
 
 
 def _read_salt(path: Path, deadline: float) -> bytes:

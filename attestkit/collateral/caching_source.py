@@ -31,6 +31,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._crypto.x509.app_certificates import read_certificate
 from attestkit._crypto.x509.pem_chain import split_chain
 from attestkit._system.bounded_cache import BoundedCache
+from attestkit._system.fork_safety import call_now_and_after_fork
 from attestkit.collateral.cache import CollateralCache, Key
 from attestkit.collateral.intel_collateral import Collateral, merge_newest
 from attestkit.collateral.pccs_client import PckCertQuery, Platform, Service, base_url, platform_of
@@ -106,11 +107,15 @@ class CollateralSource:
         """
         self._base = base_url(pccs_url)
         self._getter, self._cache, self._max_age = getter, cache, max_age
-        self._lock, self._storing = Lock(), Lock()
-        self._running: dict[Key, Future[Collateral | None]] = {}
         self._verified = BoundedCache[Key, Collateral](_REMEMBERED)
         self._certificates = BoundedCache[PckCertQuery, tuple[Platform, str]](_REMEMBERED)
         self._refetched = BoundedCache[Key, Key](_REMEMBERED, timer=timer)  # a minute ago at most
+        call_now_and_after_fork(self._forget_parent)
+
+    def _forget_parent(self) -> None:
+        """Create the locks, and drop the fetches that a parent process continues."""
+        self._lock, self._storing = Lock(), Lock()
+        self._running: dict[Key, Future[Collateral | None]] = {}
 
     def find(self, quote: Quote, before: BeforeFetch = _allow) -> CollateralLookup:
         """Return the collateral for `quote`, from the cache or the service.
@@ -296,7 +301,7 @@ class CollateralSource:
             raise
         finally:
             with self._lock:
-                del self._running[key]
+                self._running.pop(key, None)  # missing if `fetch` forked this process
         return value, cached
 
     def _fetch_lock(self, key: Key) -> AbstractContextManager[object]:

@@ -90,6 +90,7 @@ from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem, read_certificate
 from attestkit._system.clock import current_time
+from attestkit._system.fork_safety import call_now_and_after_fork
 from attestkit.errors import AttestKitError, FormatError, UsageError
 from attestkit.ra_tls.certificate import MAX_LIFETIME, check_max_lifetime
 from attestkit.ra_tls.connection import AttestedObject, AttestedSocket
@@ -132,11 +133,15 @@ class RenewingContext(ssl.SSLContext):
         `now` returns the time in seconds since 1970.
         """
         self._now = now
-        self._lock = threading.Lock()  # while the context is changed, or a connection is created
-        self._thread: threading.Thread | None = None  # dead after a fork, as all other threads
         self._begin, self._due, self._end = _dates(issued, now())
         self._tried = float("-inf")  # when the last renewal ended
         self._issued = issued
+        call_now_and_after_fork(self._forget_parent)
+
+    def _forget_parent(self) -> None:
+        """Create the lock, and drop a renewal that a parent process continues."""
+        self._lock = threading.Lock()  # while the context is changed, or a connection is created
+        self._thread: threading.Thread | None = None
 
     # SSLSocket and SSLObject create the TLS connection with these, also for a later `connect`.
 

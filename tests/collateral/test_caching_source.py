@@ -1,5 +1,6 @@
 """Tests of CollateralSource: shared fetches, and refetching of doubtful collateral."""
 
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ from tests.collateral.services import (
     Service,
     create_quote_with_ppid,
 )
+from tests.processes import in_child
 
 
 def create_source(service: Service, timer: Callable[[], float] = float) -> CollateralSource:
@@ -164,6 +166,54 @@ def test_find_failure_is_shared_by_threads() -> None:
         proceed.set()
         assert {other.result(30) for other in others} == {first.result(30)}
     assert len({id(error) for error in errors}) == 4
+
+
+def test_child_that_is_forked_during_a_fetch_makes_its_own() -> None:
+    """It waits neither for the parent's thread nor for a lock that another thread held."""
+    started, proceed = threading.Event(), threading.Event()
+    parent = os.getpid()
+
+    def wait_in_parent(response: Response) -> Response:
+        if os.getpid() == parent:
+            started.set()
+            assert proceed.wait(60)
+        return response
+
+    source = create_source(Service({TCB: wait_in_parent}))
+    assert source._cache is not None
+
+    def child() -> None:
+        found = source.find(QUOTE)
+        assert (found.collateral, found.cached) == (COLLATERAL, False)
+        source.mark_verified(found)
+        assert source.find(QUOTE).cached
+
+    with ThreadPoolExecutor(1) as pool:
+        fetch = pool.submit(source.find, QUOTE)
+        assert started.wait(60)
+        with source._lock, source._storing, source._cache._lock:
+            is_done = in_child(child)
+        proceed.set()
+        assert fetch.result(60).collateral == COLLATERAL
+    assert is_done
+
+
+def test_getter_may_fork() -> None:
+    """Both processes return from the fetch."""
+    forked: list[int] = []
+
+    def fork(response: Response) -> Response:
+        forked.append(os.fork())
+        return response
+
+    source = create_source(Service({TCB: fork}))
+
+    def both() -> None:
+        assert source.find(QUOTE).collateral == COLLATERAL
+        if forked[0]:
+            assert os.waitpid(forked[0], 0)[1] == 0
+
+    assert in_child(both)
 
 
 def test_find_after_interrupted_fetch_fetches_again() -> None:

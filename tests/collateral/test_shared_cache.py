@@ -70,6 +70,23 @@ def test_fetch_lock_is_released_by_exception(tmp_path: Path) -> None:
         assert acquired
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the child makes few calls
+def test_fetch_lock_is_released_although_a_child_has_it_open(tmp_path: Path) -> None:
+    """A process that was forked during a fetch inherits the open file of the lock, not the lock."""
+    cache = CollateralCache(tmp_path)
+    reader, writer = os.pipe()
+    with cache.fetch_lock(KEY):
+        if (child := os.fork()) == 0:
+            os.close(writer)
+            os.read(reader, 1)  # until the parent closes the pipe, or ends
+            os._exit(0)
+    with cache.fetch_lock(KEY, seconds=0) as acquired:
+        os.close(writer)
+    os.close(reader)
+    os.waitpid(child, 0)
+    assert acquired
+
+
 def test_fetch_lock_in_memory_is_always_acquired() -> None:
     """A cache in memory has no other process to lock against."""
     cache = CollateralCache(None)

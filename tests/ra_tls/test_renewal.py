@@ -1,6 +1,7 @@
 """A context presents a fresh certificate once half the life of the old one is over."""
 
 import logging
+import os
 import ssl
 import threading
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from attestkit._crypto.x509.app_certificates import Certificate, read_certificat
 from attestkit.errors import BackendError
 from attestkit.ra_tls import contexts
 from attestkit.ra_tls.contexts import RenewingContext
+from tests.processes import in_child
 from tests.ra_tls import tds
 from tests.ra_tls.talks import TIMEOUT, MemoryPair, connected
 from tests.verifier.platforms import intel
@@ -405,3 +407,32 @@ def test_renewals_beside_many_connections(
     with ThreadPoolExecutor(8) as pool:
         found = set(pool.map(connect, range(64)))
     assert 1 < len(found) <= source.renewals + 1
+
+
+def test_renewal_and_lock_of_the_parent_do_not_block_a_child(
+    clock: Clock, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that is forked during a renewal makes its own."""
+    parent = os.getpid()
+
+    def renew() -> ra_tls.Issued:
+        return source.renew() if os.getpid() == parent else source.issue()
+
+    server = ra_tls.server_context(issued=source.issue()._replace(renew=renew), now=clock)
+    assert isinstance(server, RenewingContext)
+    old = presented(server)
+    clock.at += 31 * MINUTE
+    source.proceed.clear()
+    monkeypatch.setattr(contexts, "PATIENCE", 0.0)
+    assert presented(server).der == old.der
+    monkeypatch.setattr(contexts, "PATIENCE", float(TIMEOUT))
+
+    def child() -> None:
+        assert presented(server).der != old.der
+
+    with server._lock:
+        is_done = in_child(child)
+    source.proceed.set()
+    thread_of(server).join(TIMEOUT)
+    assert is_done
+    assert source.renewals == 1

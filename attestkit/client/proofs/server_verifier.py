@@ -6,10 +6,8 @@ while, so that a hostile network cannot make the client hammer the service.
 """
 
 import logging
-import os
 import secrets
 import threading
-import weakref
 from collections.abc import Callable, Generator
 from concurrent.futures import Future
 from datetime import datetime
@@ -17,6 +15,7 @@ from functools import partial
 from typing import Any, Final
 
 from attestkit._crypto.hashes import sha256
+from attestkit._system.fork_safety import call_now_and_after_fork
 from attestkit.client.proofs.appraisal import TLS_KINDS, Appraiser
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import NONCE_SIZE, Question
@@ -38,7 +37,6 @@ PAUSE_SECONDS: Final = 30.0
 
 _ANY_KEY: Final = b""  # requests are encrypted, so the TLS key does not matter
 _NEVER: Final = float("inf")
-_all: Final["weakref.WeakSet[ServerVerifier]"] = weakref.WeakSet()
 _logger = logging.getLogger("attestkit.client")
 
 OnProof = Callable[[Proof | PeerRefusedError], object]
@@ -82,20 +80,16 @@ class ServerVerifier:
         self._appraiser, self._fetch = appraiser, fetch
         self._seconds, self._now, self._monotonic = seconds, now, monotonic
         self._on_proof = on_proof
-        self.first: threading.RLock = threading.RLock()
-        self._lock = threading.Lock()  # of all attributes below
         # End on the monotonic clock, by SHA-256 of a key or certificate; oldest first.
         self._accepted: dict[bytes, float] = {}
-        self._next_end = _NEVER
         self._generation = 0
         self._forgets = 0
         self._newest: tuple[Proof, float] | None = None  # and its end
-        self._running: tuple[bytes | None, Future[None]] | None = None
         self._refusals = 0
         self._paused_until = float("-inf")
         self._last_refusal = ""
         self._closed = False
-        _all.add(self)
+        call_now_and_after_fork(self._forget_parent)
 
     @property
     def host(self) -> str:
@@ -181,10 +175,13 @@ class ServerVerifier:
         self._newest, self._next_end = None, _NEVER
         self._generation += 1
 
-    def forget_parent(self) -> None:
-        """In a forked process, drop the locks and the verification that the parent continues."""
-        self.first, self._lock = threading.RLock(), threading.Lock()
-        self._running = None
+    def _forget_parent(self) -> None:
+        """Create the locks, and drop a verification that a parent process continues."""
+        self.first: threading.RLock = threading.RLock()
+        self._lock = threading.Lock()  # of all other attributes
+        self._running: tuple[bytes | None, Future[None]] | None = None
+        # Computed anew, because a thread may have been in `_accept`.
+        self._next_end = min(self._accepted.values(), default=_NEVER)
 
     def steps(
         self,
@@ -438,12 +435,3 @@ def _call(on_proof: OnProof, event: Proof | PeerRefusedError) -> None:
 
 def _refused(text: str, reason: str) -> PeerRefusedError:
     return PeerRefusedError(text, reason=reason)
-
-
-def _after_fork() -> None:
-    for server_verifier in list(_all):
-        server_verifier.forget_parent()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)

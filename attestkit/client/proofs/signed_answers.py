@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, runtime_checkable
 from attestkit._argument_checks import wrong_type
 from attestkit._sanitize import shown
 from attestkit._system.bounded_cache import BoundedCache
+from attestkit._system.fork_safety import call_now_and_after_fork
 from attestkit.client.services.service import AnswerRecord, Claims, Question, Service, Signer
 from attestkit.client.wire.exchange import WireRecord, record_of
 from attestkit.errors import FormatError, ServiceError, UsageError
@@ -98,12 +99,16 @@ class SignedAnswers:
     def __init__(self, service: Service, model: str | None) -> None:
         require_signing(service)
         self._service, self._model = service, model
-        self._lock = threading.Lock()
         self._records: BoundedCache[str, AnswerRecord] = BoundedCache(MAX_ANSWERS)
         # Whether several answers have an identifier, and the number of the last; oldest first.
         self._seen: dict[str, tuple[bool, int]] = {}
         self._count = 0  # of all answers
         self._hidden = False  # whether an answer may have any identifier
+        call_now_and_after_fork(self._create_lock)
+
+    def _create_lock(self) -> None:
+        """Create the lock; after a fork anew, because another thread may have held it."""
+        self._lock = threading.Lock()
 
     def note(self, record: WireRecord) -> None:
         """Store the identifiers of an answer, and its hashes if it was read to its end."""

@@ -8,10 +8,10 @@ streams included.
 import os
 import re
 import threading
-import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Generic, TypeVar
 
+from attestkit._system.fork_safety import call_now_and_after_fork
 from attestkit.client.wire.steps import ConnectionVerifier, ReconnectError
 
 if TYPE_CHECKING:
@@ -64,8 +64,6 @@ class ProofPeriod:
 
 P = TypeVar("P")
 
-_all: Final["weakref.WeakSet[PoolSet[object]]"] = weakref.WeakSet()
-
 
 class PoolLease(Generic[P]):
     """A pool, and the number of requests that use it.
@@ -91,11 +89,10 @@ class PoolSet(Generic[P]):
 
     def __init__(self, server_verifier: ConnectionVerifier, make: Callable[[], P]) -> None:
         self._server_verifier, self._make = server_verifier, make
-        self._lock = threading.Lock()
         self._current: PoolLease[P] | None = None
         self._retired: list[PoolLease[P]] = []
         self._of_parent: list[PoolLease[P]] = []
-        _all.add(self)  # type: ignore[arg-type] # of any type
+        call_now_and_after_fork(self._forget_parent)
 
     def acquire(self) -> tuple[PoolLease[P], list[P]]:
         """Return the pool for a new request, to be passed to `release`, and the pools to close."""
@@ -142,20 +139,11 @@ class PoolSet(Generic[P]):
         self._retired.append(lease)
         return []
 
-    def forget_parent(self) -> None:
-        """In a forked process, drop the parent's pools, whose locks may be held forever."""
+    def _forget_parent(self) -> None:
+        """Create the lock; after a fork, drop the parent's pools, whose locks may be held."""
         self._lock = threading.Lock()
         # They are kept alive: their sockets are the parent's, and none of them is closed here.
         self._of_parent += self._retired
         if self._current is not None:
             self._of_parent.append(self._current)
         self._current, self._retired = None, []
-
-
-def _after_fork() -> None:
-    for pools in list(_all):
-        pools.forget_parent()
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(after_in_child=_after_fork)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._system.bounded_cache import BoundedCache
+from attestkit._system.fork_safety import call_now_and_after_fork
 from attestkit._system.untrusted_files import AnyPath, path_exists, read_regular
 from attestkit.attestation.launch.td_hob import LOW_END, SPLIT_MEMORY, memory_below_4g
 from attestkit.errors import AttestKitError, ConfigError, FormatError, UsageError
@@ -85,7 +86,6 @@ class MeasuredImage:
         self.facts: ImageFacts = ImageFacts(image.version, image.is_dev)
         self._normalized = image.kernel_header_normalized
         self._read = read
-        self._lock = threading.Lock()  # of the kernels
         self._kernels = BoundedCache[int, bytes](_MOST_KERNELS)  # digests, by RAM below 4 GiB
         self._problem: tuple[str, FormatReason] | None = None
         self._files: _TdxFiles | None = None
@@ -95,6 +95,11 @@ class MeasuredImage:
             # Not the error itself: its traceback refers to the image.
             reason = error.reason if isinstance(error, FormatError) else "wrong_value"
             self._problem = str(error), reason
+        call_now_and_after_fork(self._create_lock)
+
+    def _create_lock(self) -> None:
+        """Create the lock; after a fork anew, because another thread may have held it."""
+        self._lock = threading.Lock()  # of the kernels
 
     @property
     def mrtds(self) -> Mrtds:
@@ -245,10 +250,14 @@ class ImageStore:
             self._listed = _read_single(self._folder)
         else:
             raise wrong_type("images", "a path or a mapping", images)
-        self._reading = threading.Lock()  # held while an image is in memory
         self._known = BoundedCache[bytes, MeasuredImage](_MOST_KNOWN)
         # Text and reason why an image cannot be used.
         self._damaged = BoundedCache[bytes, tuple[str, "ConfigReason"]](_MOST_KNOWN)
+        call_now_and_after_fork(self._create_lock)
+
+    def _create_lock(self) -> None:
+        """Create the lock; after a fork anew, because another thread may have held it."""
+        self._reading = threading.Lock()  # held while an image is in memory
 
     def find_facts(self, os_image_hash: bytes) -> ImageFacts | None:
         """Return the metadata of an image; None if the store does not have it.

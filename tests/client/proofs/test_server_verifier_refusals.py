@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import threading
 from collections.abc import Callable
 from datetime import timedelta
@@ -34,6 +33,7 @@ from tests.client.proofs.verifier_calls import (
     refuse,
     refused,
 )
+from tests.processes import in_child
 
 # -- what refuses, and what does not ---------------------------------------------------------------
 
@@ -306,25 +306,36 @@ def test_closed_while_a_proof_is_made() -> None:
     assert rig.events == []
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 def test_forked_process_does_not_wait_for_its_parent() -> None:
     """Proofs survive a fork; the parent's lock and its unfinished proof do not block the child."""
     rig = Rig()
     prove(rig, A)
     leader = rig.server_verifier.steps(B)
     next(leader)
+
+    def child() -> None:
+        assert rig.server_verifier.accepts(A)
+        prove(rig, B)
+        assert rig.server_verifier.accepts(B)
+
     with rig.server_verifier._lock:
-        child = os.fork()
-        if child == 0:  # no pytest in here
-            status = 1
-            try:
-                kept = rig.server_verifier.accepts(A)
-                prove(rig, B)
-                status = 0 if kept and rig.server_verifier.accepts(B) else 2
-            finally:
-                os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert in_child(child)
     leader.close()
+
+
+def test_proof_ends_in_a_process_that_was_forked_while_it_was_accepted() -> None:
+    """The key of a proof was stored, and its end was not yet."""
+    rig = Rig()
+    prove(rig, A)
+
+    def child() -> None:
+        assert rig.server_verifier.accepts(A)
+        rig.clock.seconds += HOUR
+        assert not rig.server_verifier.accepts(A)
+
+    with rig.server_verifier._lock:
+        rig.server_verifier._next_end = float("inf")
+        assert in_child(child)
 
 
 def test_observer_that_fails_undoes_nothing(caplog: pytest.LogCaptureFixture) -> None:

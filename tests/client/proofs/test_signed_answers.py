@@ -16,6 +16,7 @@ from attestkit.client.services.own_document import OwnDocument
 from attestkit.client.services.service import AnswerRecord, Question
 from attestkit.client.wire.exchange import WireRecord
 from attestkit.errors import FormatError, ServiceError, UsageError
+from tests.processes import in_child
 
 
 class Signing:
@@ -140,3 +141,15 @@ def test_service_without_signatures_is_refused() -> None:
     with pytest.raises(ServiceError) as refused:
         SignedAnswers(OwnDocument(), None)
     assert refused.value.reason == "no_signatures"
+
+
+def test_lock_that_is_held_at_a_fork_does_not_block_the_child(answers: SignedAnswers) -> None:
+    """Answers before and after the fork are found."""
+    answers.note(record(b"question", b'{"id": "a-1"}'))
+
+    def child() -> None:
+        answers.note(record(b"question", b'{"id": "a-2"}'))
+        assert [answers.find(name).identifier for name in ("a-1", "a-2")] == ["a-1", "a-2"]
+
+    with answers._lock:
+        assert in_child(child)

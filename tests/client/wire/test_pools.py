@@ -1,8 +1,5 @@
 """A request gets a pool of the current period; pools are closed after their last use."""
 
-import os
-import signal
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +8,7 @@ from hypothesis import strategies as st
 
 from attestkit.client.wire.pools import PoolSet, ProofPeriod, period
 from attestkit.client.wire.steps import ReconnectError
-from tests.client.wire.servers import TIMEOUT
+from tests.processes import in_child
 
 
 class Counter:
@@ -113,28 +110,14 @@ def test_period_knows_each_request_line(method: str, target: str, version: str) 
     opened.before_write(line)  # in the same request or message
 
 
-def in_child(work: Callable[[], bool]) -> bool:
-    """Return what a function returns in a forked process; False if it raises or hangs."""
-    child = os.fork()
-    if child == 0:  # no exception may leave the child
-        status = 1
-        try:
-            signal.alarm(TIMEOUT)
-            status = 0 if work() else 1
-        finally:
-            os._exit(status)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
 def test_period_ends_in_forked_processes() -> None:
     """A connection that was opened before a fork carries no request of the child."""
     server_verifier: Any = Counter()
     opened = ProofPeriod(server_verifier, period(server_verifier))
 
-    def work() -> bool:
+    def work() -> None:
         with pytest.raises(ReconnectError):
             opened.before_write(b"GET / HTTP/1.1\r\n")
-        return True
 
     assert in_child(work)
     opened.before_write(b"GET / HTTP/1.1\r\n")
@@ -145,12 +128,11 @@ def test_pools_of_forked_processes_do_not_wait_for_the_parent() -> None:
     _, pools = pool_set()
     lease, _ = pools.acquire()
 
-    def work() -> bool:
+    def work() -> None:
         other, closing = pools.acquire()
         assert (other.pool, closing) == (1, [])
         assert pools.release(lease) == [], "nothing of the parent is closed"
         assert pools.drain() == [1]
-        return True
 
     with pools._lock:
         assert in_child(work)

@@ -13,6 +13,7 @@ from attestkit.measure import read_dstack_image
 from attestkit.verifier.images import image_store
 from attestkit.verifier.images.image_store import ImageStore
 from tests.measure.image_samples import archive, image_files, write_folder
+from tests.processes import in_child
 from tests.raising import raises
 from tests.runner.cases import every_case
 from tests.verifier.images.booted_images import boot_files, image_hash, store
@@ -188,6 +189,23 @@ def test_threads_read_an_image_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         thread.join()
     assert found == [("0.5.4", False)] * 4
     assert len(reads) == 1
+
+
+def test_locks_that_are_held_at_a_fork_do_not_block_the_child(tmp_path: Path) -> None:
+    """A child reads images, and computes kernels of those that its parent has read."""
+    other = boot_files(version="0.5.5")
+    store(tmp_path, FILES)
+    store(tmp_path, other)
+    images = ImageStore(tmp_path)
+    known = images.find(HASH)
+    assert known is not None
+
+    def child() -> None:
+        assert images.find_facts(bytes.fromhex(image_hash(other))) == ("0.5.5", False)
+        assert known.kernel_events(5 << 29, (9, 2), second_separator=False)
+
+    with images._reading, known._lock:
+        assert in_child(child)
 
 
 def test_number_of_remembered_images_is_limited(
