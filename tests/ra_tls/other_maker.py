@@ -54,7 +54,7 @@ def report_data(buffer: bytes) -> bytes:
     return hashlib.sha256(buffer).digest()
 
 
-def certificate(*extensions: tuple[bytes, bytes]) -> bytes:
+def certificate(*extensions: tuple[bytes, bytes], end: datetime = WINDOW[1]) -> bytes:
     """Return a self-signed certificate with extensions of these identifiers and contents."""
     return encode_certificate(
         _NAME,
@@ -68,7 +68,7 @@ def certificate(*extensions: tuple[bytes, bytes]) -> bytes:
             for oid, content in extensions
         ],
         serial=1,
-        window=WINDOW,
+        window=(WINDOW[0], end),
         algorithm=_ALGORITHM,
         sign=lambda data: KEY.sign(data, ec.ECDSA(hashes.SHA256())),
     )

@@ -26,6 +26,9 @@ ReadReportData = Callable[[ObservedPeer, bytes, bytes], bytes]
 """Function of the observed peer, the nonce and the body: the 64 bytes of report data."""
 
 _NONCE: Final = "{nonce}"
+_BINDING: Final = (
+    "that report data depends on key and nonce: this rests on the caller's function `report_data`"
+)
 _REPORT_DATA: Final = 64  # bytes
 
 
@@ -93,7 +96,10 @@ class BoundService:
             UsageError: If the report data are not 64 bytes.
         """
         if seen is None:
-            message = f"{self.name}: needs the TLS certificate of the server to check its evidence"
+            message = (
+                f"{self.name}: no TLS certificate of the server was observed, so its key cannot be "
+                'compared with the evidence; leave `where` of the service at "wire"'
+            )
             raise ServiceError(message, reason="no_channel")
         body = answers[0]
         try:
@@ -110,5 +116,5 @@ class BoundService:
             machines=(Machine("server", evidence, expected),),
             bindings=(Binding("tls-spki", seen.spki_sha256, "server"),),
             freshness="nonce" if fresh else "key possession",
-            not_proven=("that report data has key and nonce: the caller's formula says so",),
+            not_proven=(_BINDING,),
         )

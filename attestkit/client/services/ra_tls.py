@@ -73,7 +73,10 @@ class RaTls:
 
     def _observed(self, seen: ObservedPeer | None) -> ObservedPeer:
         if seen is None:
-            message = f"{self.name}: needs the TLS certificate of the server, which has evidence"
+            message = (
+                f"{self.name}: no TLS certificate of the server was observed, which has the "
+                'evidence; leave `where` of the service at "handshake"'
+            )
             raise ServiceError(message, reason="no_attestation")
         return seen
 
@@ -123,6 +126,7 @@ class OtherRaTls(RaTls):
             machines=(Machine("server", found.evidence, found.report_data),),
             bindings=(Binding("ra-tls", seen.spki_sha256, "server"),),
             freshness="key possession",
+            valid_until=found.valid_until,
             not_proven=(_NO_AGE, _NO_LABEL, NO_NAME),
         )
 

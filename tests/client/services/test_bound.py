@@ -18,7 +18,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit.client import ObservedPeer, bound
 from attestkit.client.services.bound import BoundService
 from attestkit.client.services.service import Binding, Claims
-from attestkit.errors import FormatError, UsageError
+from attestkit.errors import FormatError, ServiceError, UsageError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.testing import AttestedServer
 from tests.raising import raises
@@ -142,6 +142,8 @@ def test_arguments() -> None:
     """The path begins with a slash, and report data have 64 bytes."""
     with raises(UsageError, "wrong_value"):
         service("evidence")
+    with raises(ServiceError, "no_channel"):
+        service().read((b"{}",), bytes(32), None, None)
     peer = ObservedPeer("host", 443, b"", b"")
     short = service(evidence=lambda _: b"", report_data=lambda *_: bytes(63))
     with raises(UsageError, "wrong_size"):

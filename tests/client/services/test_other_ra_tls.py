@@ -3,8 +3,9 @@
 import hashlib
 import ssl
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -16,6 +17,7 @@ from attestkit.client.services.ra_tls import OtherRaTls
 from attestkit.client.wire.observed_peer import ObservedPeer, read_spki
 from attestkit.errors import FormatError, ServiceError, VerificationError
 from attestkit.ra_tls import PeerRefusedError
+from attestkit.ra_tls.interoperable_certificates import read_interoperable
 from attestkit.serve.event_loop_thread import EventLoopThread
 from attestkit.testing import SimulatedTee
 from attestkit.testing.attested_server import echo
@@ -34,6 +36,7 @@ from tests.raising import raises
 from tests.vectors import data, needs_shared
 
 FRESHNESS = Require(freshness="key possession")
+END: Final = datetime.now(timezone.utc).replace(microsecond=0) + timedelta(minutes=50)
 
 
 def read(der: bytes, spki: bytes | None = None) -> Any:
@@ -52,6 +55,7 @@ def test_captured_certificates_are_claims(name: str) -> None:
     assert attestkit.Quote.parse(machine.evidence).report_data == machine.report_data
     assert (binding.kind, binding.key) == ("ra-tls", hashlib.sha256(read_spki(der)).digest())
     assert found.freshness == "key possession"
+    assert found.valid_until == read_interoperable(der).valid_until
 
 
 def test_other_key_and_missing_peer_are_refused() -> None:
@@ -87,7 +91,8 @@ def served(tmp_path: Path) -> Iterator[tuple[SimulatedTee, str]]:
     thread = EventLoopThread()
     with SimulatedTee(platform="tdx") as tee:
         buffer = claims()
-        der = certificate((INTEROPERABLE, tagged(tee.raw_quote(report_data(buffer)), buffer)))
+        quote = tee.raw_quote(report_data(buffer))
+        der = certificate((INTEROPERABLE, tagged(quote, buffer)), end=END)
         file = tmp_path / "leaf.pem"
         private = KEY.private_bytes(
             serialization.Encoding.PEM,
@@ -122,6 +127,17 @@ def test_endpoint_for_such_a_server(served: tuple[SimulatedTee, str]) -> None:
     with pytest.raises(PeerRefusedError) as caught:
         attestkit.connect(url, policy=verifier_of(tee), service="ra-tls-other")
     assert caught.value.reason == "no_freshness"
+
+
+def test_proof_ends_with_the_certificate(served: tuple[SimulatedTee, str]) -> None:
+    """A key counts no longer than its certificate; an expired one is refused."""
+    tee, url = served
+    options: Any = {"service": "ra-tls-other", "require": FRESHNESS}
+    with attestkit.connect(url, policy=verifier_of(tee), **options) as endpoint:
+        assert endpoint.proof.valid_until == END
+    later = END + timedelta(seconds=1)
+    with raises(PeerRefusedError, "document_expired"):
+        attestkit.connect(url, policy=verifier_of(tee), now=lambda: later, **options)
 
 
 def test_such_a_server_is_not_guessed(served: tuple[SimulatedTee, str]) -> None:
