@@ -153,9 +153,10 @@ class EndpointClients(ABC):
         return made
 
     def adapter(self) -> "BaseAdapter":
-        """Return an adapter for a requests `Session` that the caller creates, to mount at `https://`.
+        """Return an adapter for a requests `Session` that the caller creates.
 
-        It refuses requests to other servers. Also mount it, or nothing, at `http://`.
+        It refuses requests to other servers, and those without TLS. Mount it at `https://` and at
+        `http://`: otherwise the session sends redirects to `http://` by its own adapter there.
 
         Raises:
             UsageError: If requests is not installed.
