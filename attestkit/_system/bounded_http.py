@@ -32,6 +32,8 @@ _LOOK_UPS: Final = 32  # of names, which exceed their time and go on
 _SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
 _LONGEST_TEXT: Final = 100  # characters of OpenSSL's text
 _LENGTH: Final = re.compile(r"[0-9]{1,19}")  # of a body, stated once
+_MAX_PROXY_HEAD: Final = 1 << 16  # bytes of a proxy's answer
+_TUNNEL: Final = re.compile(rb"HTTP/1\.[01] 200[ \r\n]")
 _HEADERS: Final = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",
@@ -179,6 +181,58 @@ def connect_tcp(host: str, port: int, seconds: float, time_left: TimeLeft) -> "s
         else:
             return sock
     raise failed
+
+
+class Proxy(NamedTuple):
+    """Host and port of an HTTP proxy, and headers for it, such as Proxy-Authorization, by name."""
+
+    host: str
+    port: int
+    headers: Mapping[str, str] = {}
+
+
+def open_tunnel(
+    host: str, port: int, proxy: Proxy, seconds: float, time_left: TimeLeft
+) -> "socket.socket":
+    """Return a connection to a server through the tunnel (CONNECT) of a proxy.
+
+    Args:
+        host: Name or address of the server, which the proxy resolves.
+        port: Port of the server.
+        proxy: The proxy.
+        seconds: Limit for each address of the proxy.
+        time_left: Returns the seconds that are left.
+
+    Raises:
+        OSError: If the proxy cannot be reached or refuses, or its answer has no end within 64 KiB;
+            TimeoutError if the time is up.
+    """
+    tunnel = connect_tcp(proxy.host, proxy.port, seconds, time_left)
+    try:
+        _request_tunnel(tunnel, host_header(host, port), proxy.headers, time_left)
+    except BaseException:
+        tunnel.close()
+        raise
+    return tunnel
+
+
+def _request_tunnel(
+    tunnel: "socket.socket", target: str, headers: Mapping[str, str], time_left: TimeLeft
+) -> None:
+    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    tunnel.sendall("\r\n".join([*lines, "\r\n"]).encode("ascii"))
+    head = bytearray()
+    while not head.endswith((b"\r\n\r\n", b"\n\n")):
+        if (left := time_left()) <= 0:
+            raise TimeoutError
+        tunnel.settimeout(left)
+        # Byte by byte: what follows the head is of the server.
+        if not (byte := tunnel.recv(1)) or len(head) == _MAX_PROXY_HEAD:
+            raise OSError(errno.ECONNRESET, "the proxy's answer is incomplete, or over 64 KiB")
+        head += byte
+    if _TUNNEL.match(head) is None:
+        raise OSError(errno.ECONNREFUSED, "the proxy rejects the tunnel (CONNECT)")
 
 
 def _resolve(host: str, port: int, time_left: TimeLeft) -> list[Any]:

@@ -108,8 +108,9 @@ def connect(
             that need an API key for it. They are sent before the server is verified.
         pins: Path of the file in which `policy="first-use"` stores the accepted programs.
         server_ca: CA certificates of the server, the PEM text itself; None are those of the system.
-        proxy: URL of an HTTP proxy for tunnels (CONNECT); None: direct connections, because proxies
-            of the environment are not used.
+        proxy: URL of an HTTP proxy for tunnels (CONNECT), to the server and to the services of
+            collateral and endorsements; not used by `getter`, or by a Verifier in `policy`. None:
+            direct connections, because proxies of the environment are not used.
         max_age: Time after which the server is verified again.
         timeout: Limit in seconds for a connection, and for an answer with evidence.
         on_proof: Called with a Proof after each successful verification, and with a
@@ -128,7 +129,7 @@ def connect(
         ConfigError: If the policy's file, or that of `pins`, is malformed.
     """
     origin = Origin.of(url)
-    trust = Trust(policy, verifier, now, gpu_services)
+    trust = Trust(policy, verifier, now, gpu_services, proxy=proxy)
     dialing = Dialing(origin, server_ca, proxy, timeout)
     _check_limits(max_age, timeout)
     _check_pins(trust, pins)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, urlsplit
 
+from attestkit._formats.host_names import read_proxy
 from attestkit._sanitize import shown
 from attestkit._system.bounded_http import (
     ExchangeError,
@@ -22,6 +23,7 @@ from attestkit._system.bounded_http import (
     TimeLeft,
     connect_tcp,
     exchange,
+    open_tunnel,
     start_tls,
 )
 from attestkit.collateral.responses import BODY_LIMIT
@@ -55,17 +57,25 @@ class HttpGetter:
     Args:
         timeout: Seconds for a whole exchange.
         context: TLS context for https; None is the default context of `ssl`.
+        proxy: URL of an HTTP proxy for tunnels (CONNECT), also for http; None: direct connections.
 
     Raises:
-        UsageError: If `timeout` is not positive.
+        UsageError: If `timeout` is not positive, or the proxy's URL is not valid.
     """
 
-    def __init__(self, timeout: float = 10.0, *, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self,
+        timeout: float = 10.0,
+        *,
+        context: ssl.SSLContext | None = None,
+        proxy: str | None = None,
+    ) -> None:
         if not timeout > 0:
             text = f"timeout: must be a positive number of seconds, not {timeout}"
             raise UsageError(text, reason="out_of_range")
         self._timeout = timeout
         self._context = context
+        self._proxy = None if proxy is None else read_proxy(proxy)
 
     def __call__(self, url: str, headers: Mapping[str, str] = {}) -> Response:
         """Return the response to a GET of `url`, of any status.
@@ -105,14 +115,21 @@ class HttpGetter:
         except UnicodeError as error:
             raise CollateralError(f"{url}: invalid host name", reason="malformed") from error
         except ExchangeError as error:
-            message = f"{url}: {error}; {_ADVICE.get(error.kind, 'check the URL')}"
+            advice = _ADVICE.get(error.kind, "check the URL")
+            if self._proxy is not None and error.kind in {"timed_out", "connection"}:
+                advice = "check the proxy and the URL"
+            message = f"{url}: {error}; {advice}"
             reason: CollateralReason = _REASONS.get(error.kind, "fetch_failed")
             raise CollateralError(message, reason=reason) from error
 
     def _connect(self, parts: SplitResult, time_left: TimeLeft) -> socket.socket:
         host, is_https = parts.hostname or "", parts.scheme == "https"
         port = parts.port or (443 if is_https else 80)
-        plain = connect_tcp(host, port, self._timeout, time_left)
+        if self._proxy is None:
+            plain = connect_tcp(host, port, self._timeout, time_left)
+        else:
+            name = host.encode("idna").decode()
+            plain = open_tunnel(name, port, self._proxy, self._timeout, time_left)
         if not is_https:
             return plain
         if self._context is None:

@@ -176,7 +176,8 @@ class GpuServices(NamedTuple):
     """Services of NVIDIA, or mirrors, from which endorsements are fetched.
 
     Service keys (`nras_key`, `rim_key`) of a customer of NVIDIA are optional; each is sent to its
-    service only. With your own `getter`, `rim_key` is not allowed: let the getter send it.
+    service only. With your own `getter`, `rim_key` is not allowed: let the getter send it. `proxy`
+    is the URL of an HTTP proxy for requests without `getter` or `poster`.
     """
 
     getter: Getter | None = None  # None is an HttpGetter, as for `poster`
@@ -189,6 +190,7 @@ class GpuServices(NamedTuple):
     nras_version: NrasVersion = 3
     nras_key: str | None = None
     rim_key: str | None = None
+    proxy: str | None = None  # None: direct connections
 
     def open(self) -> tuple[Getter, Poster]:
         """Return `getter` and `poster`; a missing one is that of a new HttpGetter."""
@@ -196,7 +198,7 @@ class GpuServices(NamedTuple):
             return self.getter, self.poster
         from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
 
-        http = HttpGetter()
+        http = HttpGetter(proxy=self.proxy)
         return self.getter or http, self.poster or http.post
 
     def open_rim(self) -> Getter:
@@ -212,7 +214,7 @@ class GpuServices(NamedTuple):
             raise UsageError(message, reason="conflict")
         from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
 
-        return partial(HttpGetter(), headers=key_header(self.rim_key))
+        return partial(HttpGetter(proxy=self.proxy), headers=key_header(self.rim_key))
 
     def __repr__(self) -> str:  # without the keys
         urls = f"rim_url={self.rim_url!r}, ocsp_url={self.ocsp_url!r}, nras_url={self.nras_url!r}"

@@ -336,6 +336,7 @@ LEFT_OUT: Final[dict[str, str]] = {
     "client.services.service": "interfaces only",
     "testing.tls_listener": "records what a test server receives; uvicorn parses it",
     "_crypto.x509.ocsp.check": "wraps read_ocsp_answer, the target ocsp_answer",
+    "_formats.host_names": "the URL of a proxy, which the caller passes",
     "_system.untrusted_files": _DEVICE,
     "_system.atomic_file": _DEVICE,
     "backends.simulator.clouds.imds": "a simulated service; test_imds.py sends bad requests",

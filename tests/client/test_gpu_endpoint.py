@@ -4,7 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,12 +21,15 @@ from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices
 from attestkit.client import Proof, ProofBundle, verify_proof
 from attestkit.client.services.service import Machine
 from attestkit.errors import CollateralError, FormatError
-from attestkit.gpu import GpuEndorsements, GpuRules
+from attestkit.gpu import GpuEndorsements, GpuRules, GpuServices
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.simulated_roots import SimulatedRoots
 from attestkit.verifier import AppraisalPolicy
 from tests.client.services.served import Answer, Request, ServedApp, served
 from tests.client.services.vllm.simulated_reports import report, td, verified
+from tests.client.wire.servers import proxying
+from tests.collateral.http_server import Server as PccsServer
+from tests.collateral.http_server import create_pccs_server
 from tests.gpu.simulated_machine import machine as gpu_machine
 from tests.gpu.test_fetch_over_http import Server
 from tests.raising import raises
@@ -169,6 +172,43 @@ def test_endorsements_are_fetched(app: ServedApp) -> None:
     bundle = ProofBundle.from_json(proof.bundle.to_json())
     assert bundle.gpu_endorsements == (fetched,)
     assert verify(bundle).result.gpu == proof.result.gpu
+
+
+def test_proxy_carries_requests_for_collateral_and_endorsements(app: ServedApp) -> None:
+    """They pass through the tunnels of `proxy`, like the connections to the server."""
+    pccs = create_pccs_server(PccsServer, intel.pccs())
+    with proxying() as proxy, running_services() as server, closing(pccs):
+        services = server.gpu_services()._replace(getter=None, poster=None)
+        with connect(
+            app,
+            require=REQUIRED,
+            gpu_services=services,
+            getter=None,
+            pccs_url=pccs.url,
+            proxy=proxy.url,
+        ) as endpoint:
+            assert endpoint.proof.result.gpu is not None
+        targets = {line.split()[1].decode() for line in proxy.targets}
+        assert targets == {url.partition("://")[2] for url in (app.url, server.url, pccs.url)}
+        assert len(proxy.targets) > len(server.paths) + len(pccs.requests)
+
+
+@pytest.mark.parametrize(
+    ("options", "host"),
+    [
+        ({"getter": None}, "api.trustedservices.intel.com:443"),
+        ({"gpu_services": GpuServices(), "require": REQUIRED}, "rim.attestation.nvidia.com:443"),
+    ],
+    ids=["intel", "nvidia"],
+)
+def test_proxy_carries_requests_to_services_of_the_vendors(
+    app: ServedApp, options: dict[str, Any], host: str
+) -> None:
+    """Without other URLs, the tunnels are to Intel and NVIDIA; here they end at the app."""
+    port = int(app.url.rpartition(":")[2])
+    with proxying(to=port) as proxy, raises(PeerRefusedError, "fetch_failed", part="certificate"):
+        connect(app, proxy=proxy.url, **options)
+    assert f"CONNECT {host} HTTP/1.1".encode() in proxy.targets
 
 
 def test_endorsements_are_fetched_beside_given_collateral(app: ServedApp) -> None:

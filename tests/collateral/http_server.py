@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 from typing import Final
 
-from tests.collateral.services import Service
+from attestkit.collateral.responses import Getter
 
 OK: Final = b"HTTP/1.1 200 OK\r\n"
 TIMEOUT: Final = 30.0  # s, of the tests themselves
@@ -74,7 +74,7 @@ class Server:
 CreateServer = Callable[..., Server]
 
 
-def create_pccs_server(create_server: CreateServer, service: Service) -> Server:
+def create_pccs_server(create_server: CreateServer, service: Getter) -> Server:
     """Return a server that responds like `service`."""
 
     def respond(connection: socket.socket) -> None:

@@ -14,6 +14,7 @@ from attestkit.collateral import Collateral
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.collateral.responses import BODY_LIMIT, Response
 from attestkit.errors import CollateralError, UsageError
+from tests.client.wire.servers import proxying
 from tests.collateral.http_server import (
     OK,
     TIMEOUT,
@@ -290,6 +291,49 @@ def test_getter_verifies_https_certificate(
     assert trusting(server.url).body == b"abc"
     with raises(CollateralError, "fetch_failed"):
         trusting(server.url.replace("127.0.0.1", "localhost"))
+
+
+def test_getter_requests_tunnel_of_proxy(
+    create_server: CreateServer, tls: tuple[ssl.SSLContext, Path]
+) -> None:
+    """With a proxy, http and https pass through its tunnels; certificates are verified in them."""
+    context, authority = tls
+    trusting = ssl.create_default_context(cafile=str(authority))
+    for server in (
+        create_server(create_response(b"abc")),
+        create_server(create_response(b"abc"), context),
+    ):
+        with proxying() as proxy:
+            getter = HttpGetter(context=trusting, proxy=proxy.url)
+            assert getter(f"{server.url}/a").body == b"abc"
+            assert getter.post(f"{server.url}/a", b"", {}).body == b"abc"
+            target = f"CONNECT {server.url.partition('://')[2]} HTTP/1.1".encode()
+            assert proxy.targets == [target] * 2
+    with proxying() as proxy, raises(CollateralError, "fetch_failed"):
+        HttpGetter(proxy=proxy.url)(server.url)
+
+
+def test_getter_rejected_or_slow_tunnel_is_named(create_server: CreateServer) -> None:
+    """A proxy that refuses, cannot be reached or never answers raises an error with the URL."""
+    server = create_server(create_response(b"abc"))
+    with proxying(answer=b"HTTP/1.1 403 Forbidden\r\n\r\n") as proxy:
+        with raises(CollateralError, "fetch_failed", start=f"{server.url}: "):
+            HttpGetter(TIMEOUT, proxy=proxy.url)(server.url)
+        with raises(CollateralError, "malformed"):
+            HttpGetter(TIMEOUT, proxy=proxy.url)("http://" + "a" * 70 + ".invalid/")
+    with raises(CollateralError, "fetch_failed", start=f"{server.url}: "):
+        HttpGetter(TIMEOUT, proxy=proxy.url)(server.url)
+    slow = create_server(send_slowly(b""))
+    with raises(CollateralError, "fetch_failed", start=f"{server.url}: "):
+        HttpGetter(0.3, proxy=slow.url)(server.url)
+    assert not server.requests
+
+
+@every_case("proxy", ["https://127.0.0.1:1", "127.0.0.1:1", "http://", "", "http://a b:1"])
+def test_getter_malformed_proxy_raises_usage_error(proxy: str) -> None:
+    """The URL of a proxy has the scheme http and a host."""
+    with raises(UsageError, "wrong_value"):
+        HttpGetter(proxy=proxy)
 
 
 def test_getter_https_to_http_server_fails(create_server: CreateServer) -> None:

@@ -198,8 +198,8 @@ CONNECTS = frozenset(
     {
         *("connect_ex", "create_connection", "create_unix_connection", "open_connection", "sendto"),
         *("open_unix_connection", "sock_connect", "urlopen", "HTTPConnection", "HTTPSConnection"),
-        *("TCPConnector", "UnixConnector", "connect_tcp", "call_kms", "HttpGetter"),
-        "AuthWebhook",
+        *("TCPConnector", "UnixConnector", "connect_tcp", "open_tunnel", "call_kms"),
+        *("AuthWebhook", "HttpGetter"),
     }
 )
 NO_SERVER = ("cli", "client", "emulator", "testing")

@@ -63,6 +63,8 @@ class Trust:
             options have no `gpu_endorsements`. None: those of NVIDIA, or none if the options have
             `collateral`.
         fetches: Whether collateral and endorsements may be fetched.
+        proxy: URL of an HTTP proxy for these requests, unless `getter` of the options or of
+            `gpu_services` sends them; None: direct connections.
 
     Raises:
         UsageError: If a policy does not name app and image (reason `any_app`), has a wrong type, or
@@ -78,8 +80,10 @@ class Trust:
         gpu_services: "GpuServices | None" = None,
         *,
         fetches: bool = True,
+        proxy: str | None = None,
     ) -> None:
         self._options, self._clock, self._fetches = options, clock, fetches
+        self._proxy = proxy
         self._gpu_services = gpu_services
         self._own_verifiers = False  # of the caller, which have what they need
         self.first_use: bool = isinstance(policy, str) and policy == FIRST_USE
@@ -112,6 +116,10 @@ class Trust:
 
             options["pccs_url"] = INTEL_URL
             options.setdefault("cache", _shared_cache())
+        if self._proxy is not None and options.get("getter") is None:
+            from attestkit.collateral.http_getter import HttpGetter  # lazy: to fetch only
+
+            options["getter"] = HttpGetter(proxy=self._proxy)
         return Verifier(**options)
 
     def verify(
@@ -169,11 +177,14 @@ class Trust:
         is_offline = self._gpu_services is None and "collateral" in self._options
         if own or is_offline or not self._fetches:
             return None
-        from attestkit.gpu.endorsements import GpuEndorsements  # lazy: of GPUs only
+        from attestkit.gpu import GpuEndorsements, GpuServices  # lazy: of GPUs only
 
+        services = self._gpu_services or GpuServices()
+        if services.proxy is None:
+            services = services._replace(proxy=self._proxy)
         anchor: object = self._options.get("trust_anchor")
         roots = anchor if isinstance(anchor, SimulatedRoots) else self._options.get("gpu_roots")
-        return GpuEndorsements.fetch(binding.evidence, self._gpu_services, now=now, roots=roots)
+        return GpuEndorsements.fetch(binding.evidence, services, now=now, roots=roots)
 
     def _verifier(self, role: str) -> Verifier:
         found = self._verifiers.get(role) or self._verifiers.get(ANY_ROLE)

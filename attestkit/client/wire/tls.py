@@ -4,20 +4,16 @@ Neither SSLKEYLOGFILE nor the variables of HTTP clients that name CAs have an ef
 and SSL_CERT_DIR, which OpenSSL reads itself, do.
 """
 
-import errno
-import re
 import socket
 import ssl
 import time
-from base64 import b64encode
 from typing import Final
-from urllib.parse import unquote, urlsplit
 
 from attestkit._argument_checks import wrong_type
-from attestkit._formats.host_names import is_host
+from attestkit._formats.host_names import read_proxy
 from attestkit._sanitize import one_line
-from attestkit._system.bounded_http import TimeLeft, connect_tcp, host_header
-from attestkit.errors import ServiceError, UsageError
+from attestkit._system.bounded_http import TimeLeft, connect_tcp, open_tunnel
+from attestkit.errors import ServiceError
 from attestkit.ra_tls.contexts import load_authorities
 
 _OPTIONS: Final = ssl.OP_NO_TICKET | ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
@@ -70,8 +66,6 @@ def require_plain_context(context: object) -> None:
 
 
 _SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
-_MAX_PROXY_HEAD: Final = 1 << 16  # bytes of a proxy's answer
-_TUNNEL: Final = re.compile(rb"HTTP/1\.[01] 200[ \r\n]")
 
 
 class SocketChannel:
@@ -141,73 +135,9 @@ def open_tls(
 
 
 def _connect(host: str, port: int, proxy: str | None, time_left: TimeLeft) -> socket.socket:
-    if proxy is None:
-        direct = connect_tcp(host, port, time_left(), time_left)
-        # Else the question waits until the server has acknowledged the end of the handshake.
-        direct.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return direct
-    proxy_host, proxy_port, headers = _proxy_address(proxy)
-    tunnel = connect_tcp(proxy_host, proxy_port, time_left(), time_left)
-    try:
-        _open_tunnel(tunnel, host_header(host, port), headers, time_left)
-    except BaseException:
-        tunnel.close()
-        raise
-    return tunnel
-
-
-def _open_tunnel(
-    tunnel: socket.socket, target: str, headers: dict[str, str], time_left: TimeLeft
-) -> None:
-    """Request a tunnel (CONNECT) from a proxy, and read its answer, in the time that is left.
-
-    Args:
-        tunnel: Connection to the proxy.
-        target: Host and port of the server, as in `host:443`.
-        headers: Further headers of the request, by name.
-        time_left: Returns the seconds that are left.
-
-    Raises:
-        OSError: If the proxy refuses, or its answer has no end within 64 KiB; TimeoutError if the
-            time is up.
-    """
-    lines = [f"CONNECT {target} HTTP/1.1", f"Host: {target}"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    tunnel.sendall("\r\n".join([*lines, "\r\n"]).encode("ascii"))
-    head = bytearray()
-    while not head.endswith((b"\r\n\r\n", b"\n\n")):
-        if (seconds := time_left()) <= 0:
-            raise TimeoutError
-        tunnel.settimeout(seconds)
-        # Byte by byte: what follows the head is TLS.
-        if not (byte := tunnel.recv(1)) or len(head) == _MAX_PROXY_HEAD:
-            raise OSError(errno.ECONNRESET, "the proxy's answer is incomplete, or over 64 KiB")
-        head += byte
-    if _TUNNEL.match(head) is None:
-        raise OSError(errno.ECONNREFUSED, "the proxy rejects the tunnel (CONNECT)")
-
-
-def _proxy_address(proxy: str) -> tuple[str, int, dict[str, str]]:
-    """Return host and port of a proxy, and headers with its user and password, if any.
-
-    Args:
-        proxy: URL of the proxy, such as `http://user:password@host:3128`.
-
-    Raises:
-        UsageError: If the URL is not valid.
-    """
-    if not isinstance(proxy, str):
-        raise wrong_type("proxy", "text", proxy)
-    message = "proxy: must be http://HOST:PORT"
-    try:
-        parts = urlsplit(proxy)
-        host, port = parts.hostname or "", parts.port or 80
-        user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
-    except ValueError as error:
-        raise UsageError(message, reason="wrong_value") from error
-    netloc = parts.netloc.rpartition("@")[2]
-    if parts.scheme != "http" or not is_host(netloc, host.removesuffix(".")):
-        raise UsageError(message, reason="wrong_value")
-    if parts.username is None:
-        return host, port, {}
-    return host, port, {"Proxy-Authorization": f"Basic {b64encode(user).decode()}"}
+    if proxy is not None:
+        return open_tunnel(host, port, read_proxy(proxy), time_left(), time_left)
+    direct = connect_tcp(host, port, time_left(), time_left)
+    # Else the question waits until the server has acknowledged the end of the handshake.
+    direct.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return direct
