@@ -226,7 +226,10 @@ def _lifetime_step(
     """
     bound = "the evidence is bound to the certificate's key, whose possession a handshake shows"
     if most is None:
-        text = f"{bound}; nothing shows its age, because any lifetime is accepted"
+        text = (
+            "nothing shows the age of the evidence: its issuer chose the certificate's dates, and "
+            "any lifetime is accepted"
+        )
         return VerificationStep("certificate_key", "caution", text)
     lifetime = certificate.valid_until - certificate.valid_from
     if lifetime > most:

@@ -19,8 +19,9 @@ from attestkit import Require
 from attestkit.__main__ import main
 from attestkit.backends.simulator.gpu.gpu_host import SimulatedGpuServices
 from attestkit.client import Proof, ProofBundle, verify_proof
+from attestkit.client.proofs.trust import Policy, Trust
 from attestkit.client.services.service import Machine
-from attestkit.errors import CollateralError, FormatError
+from attestkit.errors import CollateralError, FormatError, GpuEvidenceError
 from attestkit.gpu import GpuEndorsements, GpuRules, GpuServices
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.simulated_roots import SimulatedRoots
@@ -225,6 +226,22 @@ def test_endorsements_are_fetched_beside_given_collateral(app: ServedApp) -> Non
         with raises(PeerRefusedError, "missing"):
             connect(app, require=REQUIRED)
         assert server.paths == []
+
+
+def test_verifier_of_one_role_leaves_fetching_to_the_others(app: ServedApp) -> None:
+    """Only a role with a Verifier of the caller has the endorsements that it needs."""
+    with connect(app, require=REQUIRED, gpu_endorsements=endorsements()) as endpoint:
+        [machine] = endpoint.proof.claims.machines
+    with running_services() as server:
+        options: dict[str, Any] = {"gpu_roots": GPUS.roots, "gpu_endorsements": endorsements()}
+        policies: Policy = {"gateway": intel.verifier(policy=policy(), **options), "*": policy()}
+        trust = Trust(policies, {}, lambda: intel.NOW, server.gpu_services())
+        given: dict[str, Any] = {"gpu": True, "collateral": intel.collateral()}
+        trust.verify(replace(machine, role="gateway"), intel.NOW, **given)
+        assert server.paths == []
+        # Fetching begins with the device chains, and comes before the CPU's evidence.
+        with raises(GpuEvidenceError, "device_chain"):
+            trust.verify(machine, intel.NOW, **given)
 
 
 def test_command_line_fetches_endorsements_beside_given_collateral(

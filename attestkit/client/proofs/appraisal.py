@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.hashes import sha256
-from attestkit._sanitize import shown
+from attestkit._sanitize import key, one_line, shown
 from attestkit.client.origin import Origin
 from attestkit.client.proofs.first_use import FirstUse
 from attestkit.client.proofs.proof import Proof, ProofBundle
@@ -96,10 +96,11 @@ class Require:
     def _check_freshness(self, claims: Claims, service: str) -> None:
         if _FRESHNESS[claims.freshness] >= _FRESHNESS[self.freshness]:
             return
-        shows = "possession of a key" if claims.freshness == "key possession" else "nothing"
+        has_key = claims.freshness == "key possession"
+        shows = "shows only possession of a key" if has_key else "does not show freshness"
         message = (
-            f"{service}: the evidence has no nonce of the client, and of freshness shows {shows}; "
-            f'to accept that, pass require=Require(freshness="{claims.freshness}")'
+            f"{service}: the evidence has no nonce of the client, and {shows}; to accept that, "
+            f'pass require=Require(freshness="{claims.freshness}")'
         )
         raise ServiceError(message, reason="no_freshness")
 
@@ -289,8 +290,8 @@ class Appraiser:
             machines=machines,
             freshness=claims.freshness,
             code=claims.code if self.trust.code == "policy" else self.trust.code,
-            policy=self.trust.source,
-            not_proven=(*self._general(claims), *claims.not_proven),
+            policy=_sources(machines),
+            not_proven=(*self._general(claims), *claims.not_proven, *_cautions(machines)),
             proven_at=now,
             valid_until=until,
             claims=claims,
@@ -347,6 +348,30 @@ class Appraiser:
         return limits
 
 
+def _sources(machines: Sequence[VerifiedMachine]) -> str:
+    """Return the source of the accepted programs; if roles have different ones, that of each."""
+    found = {key(machine.role): machine.source for machine in machines}
+    if len({*found.values()}) == 1:
+        return machines[0].source
+    return "; ".join([f"{role}: {source}" for role, source in found.items()])
+
+
+def _cautions(machines: Sequence[VerifiedMachine]) -> list[str]:
+    """Return the texts of all checks in `AttestationResult.not_proven`, each once.
+
+    If there are several machines, a text begins with the roles of those that it is about.
+    """
+    roles: dict[str, dict[str, None]] = {}  # by text
+    for role, result, *_ in machines:
+        left = result.not_proven
+        for step in result.steps:
+            if step.outcome != "passed" and step.check in left:
+                roles.setdefault(step.text, {})[key(role)] = None
+    if len(machines) == 1:
+        return [*roles]
+    return [f"{one_line(', '.join(names), 100)}: {text}" for text, names in roles.items()]
+
+
 def _ends_of_gpus(result: AttestationResult) -> Iterator[datetime]:
     """Yield when endorsements of GPUs end; a grace period can accept one that has ended."""
     for device in () if result.gpu is None else result.gpu.devices:
@@ -391,13 +416,13 @@ def _check_observed(bindings: Sequence[Binding], seen: ObservedPeer | None) -> N
     tls = [one for one in bindings if one.kind in TLS_KINDS]
     if seen is None or not tls:
         return
-    key, certificate = seen.spki_sha256, sha256(seen.certificate)
+    spki, certificate = seen.spki_sha256, sha256(seen.certificate)
     for binding in tls:
-        observed = certificate if binding.kind == "tls-certificate" else key
+        observed = certificate if binding.kind == "tls-certificate" else spki
         if hmac.compare_digest(observed, binding.key):
             return
     message = (
-        f"{shown(seen.host)}: the TLS key of the connection is {key.hex()}, and the evidence is "
+        f"{shown(seen.host)}: the TLS key of the connection is {spki.hex()}, and the evidence is "
         f"about {tls[0].key.hex()}; another server, or a proxy, answers"
     )
     raise ServiceError(message, reason="other_key")

@@ -32,6 +32,7 @@ from attestkit.client.wire.observed_peer import ObservedPeer, read_spki
 from attestkit.collateral import Collateral
 from attestkit.errors import FormatError, UsageError
 from attestkit.verifier import AttestationResult
+from attestkit.verifier.policy.app_pins import pinned_identity
 
 if TYPE_CHECKING:
     from attestkit.gpu import GpuEndorsements
@@ -258,7 +259,7 @@ class Proof:
     machines: tuple[VerifiedMachine, ...] = field(repr=False)
     freshness: Freshness
     code: Code  # source of the accepted programs
-    policy: str  # where the accepted programs are named, in words
+    policy: str  # source of the accepted programs, in words; with several, that of each role
     not_proven: tuple[str, ...]
     proven_at: datetime
     valid_until: datetime  # renewed after it; at most max_age later, see Appraiser._end
@@ -323,7 +324,7 @@ def _describe(proof: Proof) -> str:
     lines = [f"{proof.origin}  PROVEN{simulated}  ({proof.service}, {when})"]
     for machine in proof.machines:
         lines.append(_line("hardware", f"{_hardware(machine)}{_role(proof, machine)}"))
-        lines.append(_line("code", f"{_code(machine)} {proof.policy}{_CODE[proof.code]}"))
+        lines.append(_line("code", f"{_code(machine)}{_CODE[proof.code]}"))
     lines.append(_line("fresh", _FRESH[proof.freshness]))
     lines.extend(_line("channel", _channel(one)) for one in proof.bindings)
     if not proof.bindings:
@@ -334,7 +335,7 @@ def _describe(proof: Proof) -> str:
         if (gpu := machine.result.gpu) is not None
     )
     if proof.not_proven:
-        lines.append(_line("NOT shown", one_line("; ".join(proof.not_proven), 2000)))
+        lines.append(_line("NOT shown", one_line("; ".join(proof.not_proven), 5000)))
     return "\n".join(lines)
 
 
@@ -354,15 +355,20 @@ def _hardware(machine: VerifiedMachine) -> str:
 
 
 def _code(machine: VerifiedMachine) -> str:
-    info = machine.result.app_info
-    if info is None or not info.app_id:
-        return "measurements"
-    found = [f"app {_hex(info.app_id)}"]
-    if info.compose_hash:
-        found.append(f"compose {_hex(info.compose_hash)}")
-    if machine.result.claims.os_image_hash:
-        found.append(f"image {_hex(machine.result.claims.os_image_hash)}")
-    return ", ".join(found)
+    result = machine.result
+    info, rules = result.app_info, pinned_identity(result.policy)
+    pinned, others = list[str](), list[str]()
+    if info is not None and info.app_id:
+        for rule, name, value in (
+            ("app_id", "app", info.app_id),
+            ("compose_hash", "compose", info.compose_hash),
+            ("os_image_hash", "image", result.claims.os_image_hash),
+        ):
+            if value:
+                is_pinned = rule in rules or not rules  # none: `source` states it
+                (pinned if is_pinned else others).append(f"{name} {_hex(value)}")
+    text = f"{', '.join(pinned) or 'measurements'} {machine.source}"
+    return f"{text}; not pinned: {', '.join(others)}" if others else text
 
 
 def _channel(binding: Binding) -> str:

@@ -54,7 +54,7 @@ class ServerVerifier:
     A proof ends at its `valid_until`, which `max_age` of the appraiser limits.
 
     Args:
-        appraiser: Verifies what the service answers.
+        appraiser: Verifies the answers of the service.
         fetch: Sends a request for evidence on a new connection, for services whose `Service.where`
             is "apart".
         seconds: Time limit for one request and its answer.
@@ -64,7 +64,7 @@ class ServerVerifier:
             one; None: not called.
 
     Attributes:
-        first: Lock of those that need any proof: one opens a connection, and the others wait.
+        first: Lock of callers that need any valid proof: one opens a connection, others wait.
     """
 
     def __init__(

@@ -40,6 +40,8 @@ FIRST_USE: Final = "first-use"
 ANY_ROLE: Final = "*"
 """Role in a mapping that stands for all others."""
 
+_PINNED: Final = "as the policy pins it"
+
 
 class VerifiedMachine(NamedTuple):
     """One machine of a service, whose evidence was accepted."""
@@ -48,6 +50,15 @@ class VerifiedMachine(NamedTuple):
     result: AttestationResult
     collateral: "Collateral | None"  # that was used for an Intel quote
     gpu_endorsements: "GpuEndorsements | None" = None  # that were used for its GPUs
+    source: str = ""  # of the accepted programs, in words
+
+
+class _RoleTrust(NamedTuple):
+    """Verifier of the machines of one role."""
+
+    verifier: Verifier
+    source: str  # of the accepted programs, in words
+    is_callers: bool = False  # whether the caller made it, with the endorsements that it needs
 
 
 class Trust:
@@ -60,8 +71,8 @@ class Trust:
             from Intel's service.
         clock: Returns the current time, with a time zone.
         gpu_services: Services of endorsements for GPUs. They are used if GPUs are verified, and the
-            options have no `gpu_endorsements`. None: those of NVIDIA, or none if the options have
-            `collateral`.
+            options have no `gpu_endorsements`, except for roles with a Verifier. None: those of
+            NVIDIA, or none if the options have `collateral`.
         fetches: Whether collateral and endorsements may be fetched.
         proxy: URL of an HTTP proxy for these requests, unless `getter` of the options or of
             `gpu_services` sends them; None: direct connections.
@@ -85,25 +96,23 @@ class Trust:
         self._options, self._clock, self._fetches = options, clock, fetches
         self._proxy = proxy
         self._gpu_services = gpu_services
-        self._own_verifiers = False  # of the caller, which have what they need
         self.first_use: bool = isinstance(policy, str) and policy == FIRST_USE
         self.hardware_only: bool = isinstance(policy, str) and policy == HARDWARE_ONLY
-        self._verifiers: dict[str, Verifier] = {}
+        self._roles: dict[str, _RoleTrust] = {}
         if self.first_use or self.hardware_only:
-            self._verifiers[ANY_ROLE] = self.make_verifier(AppraisalPolicy.default())
-            self.source = "any program on sound hardware" if self.hardware_only else "first use"
+            source = "any program on sound hardware" if self.hardware_only else "first use"
+            verifier = self.make_verifier(AppraisalPolicy.default())
+            self._roles[ANY_ROLE] = _RoleTrust(verifier, source)
             return
         given = dict(policy) if isinstance(policy, Mapping) else {ANY_ROLE: policy}
         if not given:
             raise UsageError("policy: mapping must have at least one role", reason="missing")
         for role, one in given.items():
-            self._verifiers[role] = self._open(role, one)
-        paths = [os.fspath(one) for one in given.values() if isinstance(one, str | os.PathLike)]
-        self.source = f"as pinned in {paths[0]}" if paths else "as the policy pins it"
+            self._roles[role] = self._open(role, one)
 
     @property
     def code(self) -> Code:
-        """What determines accepted programs: `policy`, or with "hardware-only" `nobody` (any)."""
+        """Source of the accepted programs: `policy`, or with "hardware-only" `nobody` (any)."""
         return "nobody" if self.hardware_only else "policy"
 
     def make_verifier(self, policy: AppraisalPolicy) -> Verifier:
@@ -146,13 +155,14 @@ class Trust:
         Raises:
             AttestKitError: As `Verifier.verify`; UsageError if no policy is for the role.
         """
-        verifier = self._verifier(machine.role) if policy is None else self.make_verifier(policy)
+        of_role = self._of_role(machine.role)
+        verifier = of_role.verifier if policy is None else self.make_verifier(policy)
         evidence = _with_certificates(machine)
         binding = machine.gpu if gpu else None
         if binding is not None and binding.report_data != machine.report_data:
             message = f"{machine.role}: GPU evidence must be for the report data of the CPU's"
             raise ServiceError(message, reason="other_key")
-        if binding is not None and gpu_endorsements is None:
+        if binding is not None and gpu_endorsements is None and not of_role.is_callers:
             gpu_endorsements = self._fetch_endorsements(binding, now)
         examination = verifier.with_gpu_endorsements(gpu_endorsements).examine(
             evidence,
@@ -165,7 +175,9 @@ class Trust:
         if machine.certificate is not None:
             result = check_certificate(machine.certificate, result)
         used = None if result.gpu is None else examination.gpu_endorsements
-        return VerifiedMachine(machine.role, result, examination.collateral, used)
+        return VerifiedMachine(
+            machine.role, result, examination.collateral, used, source=of_role.source
+        )
 
     def _fetch_endorsements(self, binding: "GpuBinding", now: datetime) -> "GpuEndorsements | None":
         """Fetch endorsements for GPUs; None if the caller gave some, or fetching is not allowed.
@@ -173,9 +185,8 @@ class Trust:
         Raises:
             AttestKitError: As `GpuEndorsements.fetch`.
         """
-        own = self._own_verifiers or "gpu_endorsements" in self._options
         is_offline = self._gpu_services is None and "collateral" in self._options
-        if own or is_offline or not self._fetches:
+        if "gpu_endorsements" in self._options or is_offline or not self._fetches:
             return None
         from attestkit.gpu import GpuEndorsements, GpuServices  # lazy: of GPUs only
 
@@ -186,14 +197,14 @@ class Trust:
         roots = anchor if isinstance(anchor, SimulatedRoots) else self._options.get("gpu_roots")
         return GpuEndorsements.fetch(binding.evidence, services, now=now, roots=roots)
 
-    def _verifier(self, role: str) -> Verifier:
-        found = self._verifiers.get(role) or self._verifiers.get(ANY_ROLE)
+    def _of_role(self, role: str) -> _RoleTrust:
+        found = self._roles.get(role) or self._roles.get(ANY_ROLE)
         if found is None:
             message = f'policy: none for the role {shown(role)}; add it, or "{ANY_ROLE}" for all'
             raise UsageError(message, reason="missing")
         return found
 
-    def _open(self, role: str, policy: object) -> Verifier:
+    def _open(self, role: str, policy: object) -> _RoleTrust:
         if isinstance(policy, Verifier):
             if self._options:
                 message = (
@@ -201,12 +212,16 @@ class Trust:
                     "pass the policy itself"
                 )
                 raise UsageError(message, reason="conflict")
-            verifier, self._own_verifiers = policy, True
+            found = _RoleTrust(policy, _PINNED, is_callers=True)
         elif isinstance(policy, AppraisalPolicy | str | os.PathLike):
             verifier = self.make_verifier(open_policy(cast("AppraisalPolicy", policy)))
+            source = _PINNED
+            if not isinstance(policy, AppraisalPolicy):
+                source = f"as pinned in {os.fspath(policy)}"
+            found = _RoleTrust(verifier, source)
         else:
             raise wrong_type("policy", "a path, an AppraisalPolicy or a Verifier", policy)
-        if not names_app(verifier.policy):
+        if not names_app(found.verifier.policy):
             where = "policy" if role == ANY_ROLE else f"policy of {shown(role)}"
             message = (
                 f"{where}: does not name both app and OS image, so that any program could be the "
@@ -214,7 +229,7 @@ class Trust:
                 f'policy="{HARDWARE_ONLY}" to accept any'
             )
             raise UsageError(message, reason="any_app")
-        return verifier
+        return found
 
 
 def _no_gpu(machine: Machine) -> Literal[False] | None:

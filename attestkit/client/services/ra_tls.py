@@ -65,10 +65,7 @@ class RaTls:
             bindings=(Binding("ra-tls", seen.spki_sha256, "server"),),
             freshness="key possession",
             valid_until=read_certificate(seen.certificate).valid_until,
-            not_proven=(
-                "how old the evidence is: its issuer chose the certificate's dates",
-                NO_NAME,
-            ),
+            not_proven=(NO_NAME,),  # the result states that the age is not shown
         )
 
     def _observed(self, seen: ObservedPeer | None) -> ObservedPeer:

@@ -39,6 +39,24 @@ def names_app(policy: "AppraisalPolicy") -> bool:
     )
 
 
+def pinned_identity(policy: "AppraisalPolicy") -> frozenset[str]:
+    """Return those of the rules `app_id`, `compose_hash` and `os_image_hash` whose value is pinned.
+
+    A rule pins its value, and so do reference values of registers that contain it.
+    """
+    rules = policy.reference_values.rules
+    beside = not _BESIDE_IMAGE.isdisjoint(rules)
+    # Version of what MR_CONFIG_ID seals: 0 nothing, 1 the compose hash, 2 and 3 also the app id.
+    sealed = min([value[0] for value in rules.get("mr_config_id", [bytes(1)])])
+    by_registers = {
+        "app_id": beside or sealed > 1,
+        "compose_hash": beside or sealed > 0,
+        "os_image_hash": policy.reference_values.has_image,
+    }
+    pinned = [rule for rule, found in by_registers.items() if found or getattr(policy, rule)]
+    return frozenset(pinned)
+
+
 def _names_init_data(policy: "AppraisalPolicy") -> bool:
     """Return whether a policy pins `init_data` and PCRs of the boot, of a trustworthy TPM.
 

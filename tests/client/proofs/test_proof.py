@@ -3,11 +3,14 @@
 import json
 from dataclasses import FrozenInstanceError, replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
+from attestkit.client import verify_proof
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import Binding
+from attestkit.verifier import AppraisalPolicy, ReferenceValues
 from tests.client.proofs.saved_proofs import saved_proof
 from tests.runner.cases import every_case
 from tests.untyped import untyped
@@ -18,6 +21,24 @@ KEY = bytes(range(32))
 def proof() -> Proof:
     """Return the proof of a simulated server."""
     return saved_proof().proof
+
+
+def proof_by(**rules: Any) -> Proof:
+    """Return the proof of a simulated server, verified with these rules alone."""
+    saved = saved_proof()
+    return verify_proof(
+        saved.proof.bundle,
+        policy=AppraisalPolicy.default().replace(**rules),
+        trust_anchor=saved.trust_anchor,
+    )
+
+
+def identity() -> tuple[bytes, bytes, bytes]:
+    """Return app id, compose hash and OS image hash of the simulated server."""
+    result = proof().result
+    assert result.app_info is not None
+    image = result.claims.os_image_hash
+    return result.app_info.app_id, result.app_info.compose_hash, image
 
 
 def line(text: str, name: str) -> str:
@@ -47,6 +68,59 @@ def test_what_is_not_shown() -> None:
     shown = line(text, "NOT shown")
     assert "one" in shown
     assert "three" in shown
+
+
+def test_proof_lists_cautions_of_results() -> None:
+    """Skipped checks and cautions of a machine are among what is not proven, as text and data."""
+    app, _, image = identity()
+    found = proof_by(app_id=[app], os_image_hash=[image])
+    assert found.result.not_proven == ("acpi_tables",)
+    [caution] = [step.text for step in found.result.steps if step.check == "acpi_tables"]
+    assert caution in found.not_proven
+    assert caution in untyped(found.to_dict())["not_proven"]
+    assert caution in line(str(found), "NOT shown")
+
+
+def test_proof_of_certificate_does_not_show_age_of_evidence() -> None:
+    """Any lifetime of an RA-TLS certificate is accepted, which the proof states."""
+    found = saved_proof(ra_tls=True).proof
+    [caution] = [step.text for step in found.result.steps if step.check == "certificate_key"]
+    assert caution in found.not_proven
+
+
+@pytest.mark.parametrize(
+    ("rules", "pinned", "others"),
+    [
+        ("app_id os_image_hash", "app image", "compose"),
+        ("compose_hash os_image_hash", "compose image", "app"),
+        ("app_id compose_hash os_image_hash", "app compose image", ""),
+        ("app_id registers", "app image", "compose"),
+        ("rtmr3 registers", "app compose image", ""),
+    ],
+)
+def test_proof_names_values_without_a_rule_as_not_pinned(
+    rules: str, pinned: str, others: str
+) -> None:
+    """The policy is named as the source of those values only that it compares."""
+    app, compose, image = identity()
+    result = proof().result
+    names = ("mrtd", "rtmr1", "rtmr2", "rtmr3")
+    registers: dict[str, Any] = {name: [result.claims.get(name)] for name in names}
+    values: dict[str, Any] = {"app_id": [app], "compose_hash": [compose], "os_image_hash": [image]}
+    wanted = {name: values[name] for name in rules.split() if name in values}
+    if "registers" in rules:
+        if "rtmr3" not in rules:
+            del registers["rtmr3"]
+        wanted["reference_values"] = ReferenceValues(**registers)
+    hashes = {"app": app, "compose": compose, "image": image}
+
+    def listed(names: str) -> str:
+        return ", ".join(f"{name} {hashes[name].hex()[:16]}…" for name in names.split())
+
+    expected = f"{listed(pinned)} as the policy pins it"
+    if others:
+        expected += f"; not pinned: {listed(others)}"
+    assert line(str(proof_by(**wanted)), "code").split(maxsplit=1)[1] == expected
 
 
 def test_no_channel() -> None:

@@ -55,9 +55,10 @@ def test_policy_and_path(tmp_path: Path) -> None:
     path.write_text(pinned().to_toml())
     for policy in (pinned(), path, str(path)):
         found = trust(policy)
-        assert found.verify(machine(), clock(), gpu=False).result.simulated
+        verified = found.verify(machine(), clock(), gpu=False)
+        assert verified.result.simulated
         assert found.code == "policy"
-        assert found.source == (
+        assert verified.source == (
             "as the policy pins it"
             if policy is not path and policy != str(path)
             else f"as pinned in {path}"
@@ -82,9 +83,9 @@ def test_verifier_must_name_the_program() -> None:
 def test_hardware_only() -> None:
     """Any program is accepted, and the proof states that no program was verified."""
     found = trust(HARDWARE_ONLY)
-    found.verify(machine(), clock(), gpu=False)
+    verified = found.verify(machine(), clock(), gpu=False)
     assert (found.code, found.hardware_only, found.first_use) == ("nobody", True, False)
-    assert "any program" in found.source
+    assert "any program" in verified.source
     assert trust(FIRST_USE).first_use
 
 
@@ -102,6 +103,19 @@ def test_roles() -> None:
         alone.verify(machine("model"), clock(), gpu=False)
     with raises(UsageError, "missing"):
         trust({})
+
+
+def test_source_of_accepted_programs_is_that_of_the_role(tmp_path: Path) -> None:
+    """A file of another role, or of all others, is not named as the source."""
+    path, other = tmp_path / "gateway.toml", tmp_path / "others.toml"
+    for one in (path, other):
+        one.write_text(pinned().to_toml())
+    found = trust({"server": pinned(), "gateway": path, ANY_ROLE: other})
+    sources = [
+        found.verify(machine(role), clock(), gpu=False).source
+        for role in ("server", "gateway", "model")
+    ]
+    assert sources == ["as the policy pins it", f"as pinned in {path}", f"as pinned in {other}"]
 
 
 @every_case("policy", [None, 1, b"policy.toml", ["policy.toml"], {"server": None}])

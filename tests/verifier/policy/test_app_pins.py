@@ -4,7 +4,7 @@ from dataclasses import fields
 from typing import Any
 
 from attestkit.verifier import AppraisalPolicy, ReferenceValues
-from attestkit.verifier.policy.app_pins import names_app
+from attestkit.verifier.policy.app_pins import names_app, pinned_identity
 from attestkit.verifier.policy.event_rules import RequiredEvent
 from tests.runner.cases import every_case
 
@@ -103,3 +103,25 @@ def test_names_app_without_rule_about_program(rules: dict[str, Any]) -> None:
 def test_names_no_app_with_rules_about_a_tpm(rules: dict[str, Any]) -> None:
     """Init-data name an app only beside the boot, of a guest whose TPM is known."""
     assert not names_app(AppraisalPolicy.default().replace(**rules))
+
+
+@every_case(
+    ("rules", "names"),
+    [
+        ({}, ""),
+        ({"app_id": {bytes(20)}, "os_image_hash": HASH}, "app_id os_image_hash"),
+        ({"compose_hash": HASH, **pins(**TD_IMAGE)}, "compose_hash os_image_hash"),
+        (pins(mrtd=REGISTER), ""),
+        (pins(rtmr3=REGISTER), "app_id compose_hash"),
+        (pins(host_data=HASH, measurement=REGISTER), "app_id compose_hash os_image_hash"),
+        (pins(mr_config_id=ZERO), ""),
+        (pins(mr_config_id=REGISTER), "compose_hash"),  # version 1
+        (pins(mr_config_id={b"\3" * 48}), "app_id compose_hash"),
+        (pins(mr_config_id={b"\3" * 48, *REGISTER}), "compose_hash"),
+    ],
+)
+def test_pinned_identity_has_rules_and_what_registers_contain(
+    rules: dict[str, Any], names: str
+) -> None:
+    """A value is pinned by its rule, or by reference values of registers that contain it."""
+    assert pinned_identity(AppraisalPolicy.default().replace(**rules)) == set(names.split())

@@ -18,7 +18,7 @@ from attestkit import Require
 from attestkit.client.services.service import Machine
 from attestkit.errors import ServiceError
 from attestkit.ra_tls import PeerRefusedError
-from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier import AppraisalPolicy, ReferenceValues
 from tests.client.sealing.field_server import FieldServer, event
 from tests.client.services.served import Answer, Request, ServedApp, served
 from tests.client.services.vllm.simulated_reports import NONCE, report, td, verified
@@ -115,6 +115,30 @@ def connect(gateway: Gateway, **options: Any) -> Any:
     settings |= {"server_ca": gateway.app.ca}
     settings |= {"model": MODEL, "encrypt": True}
     return attestkit.connect(gateway.app.url, **{**settings, **options})
+
+
+def test_proof_names_roles_of_cautions_and_of_policies(gateway: Gateway, tmp_path: Path) -> None:
+    """Of several machines, a proof says which a caution is about, and what pins each program."""
+    rules = pinned().reference_values.rules
+    without_tables = {name: values for name, values in rules.items() if name != "rtmr0"}
+    loose = pinned().replace(reference_values=ReferenceValues(**without_tables))
+    path = tmp_path / "models.toml"
+    path.write_text(loose.to_toml())
+    with connect(gateway, policy={"gateway": pinned(), "*": path}) as endpoint:
+        proof = endpoint.proof
+    model = next(one for one in proof.machines if one.role != "gateway")
+    [caution] = [step.text for step in model.result.steps if step.check == "acpi_tables"]
+    [listed] = [text for text in proof.not_proven if caution in text]
+    assert listed == f"{model.role}: {caution}"
+    [first, *others] = [text for text in str(proof).splitlines() if text.startswith("  code ")]
+    assert "as the policy pins it" in first
+    assert all(f"as pinned in {path}" in text for text in others)
+    named = f"gateway: as the policy pins it; {model.role}: as pinned in {path}"
+    assert proof.policy == proof.to_dict()["policy"] == named
+    with connect(gateway, policy=path) as endpoint:
+        proof = endpoint.proof
+    assert f"gateway, {model.role}: {caution}" in proof.not_proven
+    assert proof.policy == f"as pinned in {path}"
 
 
 def prompt(**more: Any) -> dict[str, Any]:
