@@ -18,8 +18,8 @@ from attestkit.serve.http.views import Header, View, ViewRequest, ViewResponse
 from attestkit.serve.metrics.agent import AgentMetrics
 from attestkit.serve.pages.dashboard import ASSETS, Dashboard, get_asset
 from attestkit.serve.rpc.dispatcher import RpcApp
+from attestkit.serve.rpc.error_responses import MethodRefusedError
 from attestkit.serve.rpc.service import Method, Service
-from attestkit.serve.rpc.statuses import MethodRefusedError
 from attestkit.serve.services import dstack_guest, guest_v1, tappd, worker_api
 from attestkit.serve.services.context import Guest
 from attestkit.serve.services.worker_api import SERVICE

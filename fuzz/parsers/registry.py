@@ -153,7 +153,7 @@ READERS: Final[dict[str, str]] = {
     "gpu.device.report": "gpu_report",
     "backends.azure.imds": "imds",
     "backends.dstack_agent.client": "agent_http",
-    "backends.dstack_agent": "agent",
+    "backends.dstack_agent.backend": "agent",
     "backends.dstack_agent.endpoint": "agent_http",
     "backends.tdx.qgs": "qgs",
     "_crypto.key_pairs": "software_tpm",

@@ -16,7 +16,7 @@ from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit._crypto.zeroize import own_copy
 from attestkit.errors import UsageError
 from attestkit.keys import AppKeys, DerivedKey, KeyDeriver, LocalKeys
-from attestkit.serve.rpc.statuses import text_of
+from attestkit.serve.rpc.error_responses import text_of
 from tests.raising import raises
 from tests.untyped import untyped
 from tests.vectors import load, needs_shared

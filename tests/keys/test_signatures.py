@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from attestkit._crypto.ecdsa import K256Key
 from attestkit.errors import SignatureError, UsageError
 from attestkit.keys import AppKeys, LocalKeys, recover_issuers, recover_root, verify_signature
-from attestkit.serve.rpc.statuses import text_of
+from attestkit.serve.rpc.error_responses import text_of
 from tests.raising import raises
 from tests.runner.cases import every_case
 from tests.vectors import load, needs_shared

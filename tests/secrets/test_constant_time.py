@@ -76,7 +76,7 @@ PUBLIC_BY_REASON = {
         ("gpu/device/report.py", "report[_NONCE]"),
     },
     "lengths": {
-        ("backends/dstack_agent/__init__.py", "len(report_data) != _REPORT_DATA"),
+        ("backends/dstack_agent/backend.py", "len(report_data) != _REPORT_DATA"),
         ("collateral/intel_collateral.py", "len(value) != _SIGNATURE"),
         ("verifier/policy/vtpm_rules.py", "len(one) == _DIGEST"),
         ("verifier/policy/vtpm_rules.py", "len(one) != _DIGEST"),
@@ -122,7 +122,7 @@ CONSTANT_TIME = {
     "attester/evidence_source.py": 1,
     "attester/snp_source.py": 1,
     "backends/azure/backend.py": 1,
-    "backends/dstack_agent/__init__.py": 1,
+    "backends/dstack_agent/backend.py": 1,
     "backends/gcp/backend.py": 1,
     "backends/nitro_tpm.py": 1,
     "backends/simulator/software_tpm/model/authorization.py": 2,

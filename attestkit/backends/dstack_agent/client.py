@@ -192,7 +192,8 @@ class AgentClient:
         """
         self._check_open()
         if not method.removeprefix(_V1).isidentifier():
-            raise UsageError(f"method: must be an identifier, not {method!r}", reason="wrong_value")
+            text = f"method: must be a name such as GetQuote or v1/Attest, not {method!r}"
+            raise UsageError(text, reason="wrong_value")
         try:
             body = json.dumps({} if arguments is None else dict(arguments)).encode()
         except (TypeError, ValueError) as error:

@@ -1,71 +1,49 @@
 """Dispatcher: HTTP requests to service methods and views, and their results to HTTP responses.
 
-Routes are a dictionary of raw paths, header sections are built once, and one table maps errors to
-statuses. The application has two interfaces: plain ASGI, and `direct`, a synchronous one for
-methods that do not block, which needs neither a task nor ASGI messages.
+Routes are a dictionary of raw paths, and header sections are built once. The application has two
+interfaces: plain ASGI, and `direct`, a synchronous one for methods that do not block, which needs
+neither a task nor ASGI messages.
 """
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
-from functools import cache, partial
+from functools import partial
 from itertools import count
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol, TypeVar, cast
 from urllib.parse import unquote
 
-from attestkit.errors import AttestKitError, NotFoundError, UsageError
+from attestkit.errors import NotFoundError, UsageError
 from attestkit.serve.config.limits import Limits
 from attestkit.serve.counters import OTHER, Traffic
-from attestkit.serve.external_auth.access_errors import AccessError
-from attestkit.serve.http.asgi import Access, Guard, Receive, Scope, Send, encode_error
+from attestkit.serve.http.asgi import Access, Guard, Receive, Scope, Send
 from attestkit.serve.http.request_body import (
     UNCOUNTED,
     BodyReader,
     DisconnectedError,
     TooLargeError,
-    TooManyBodiesError,
 )
 from attestkit.serve.http.views import ENDLESS, Header, Pieces, View, ViewRequest, ViewResponse
 from attestkit.serve.lazy_import import is_loaded, load
-from attestkit.serve.rpc import json_codec, query_codec
+from attestkit.serve.rpc import query_codec
+from attestkit.serve.rpc.codecs import (
+    JSON,
+    JSON_TYPE,
+    PROTOBUF_MODULE,
+    QUERY,
+    Codec,
+    RpcResponse,
+    protobuf,
+)
+from attestkit.serve.rpc.error_responses import CLOSE, error_response
 from attestkit.serve.rpc.service import Method, MethodRoute, Service
-from attestkit.serve.rpc.statuses import status_of, text_of
 
 T = TypeVar("T")
 _VERBS = frozenset({"GET", "HEAD", "POST"})
 _FORMS = frozenset({b"", b"application/x-www-form-urlencoded", b"text/plain"})
 _LONGEST_NAME = 128  # characters of a name or path in an error message
-_CLOSE = ((b"connection", b"close"),)
-_logger = logging.getLogger("attestkit.serve")
-
-
-class Codec(NamedTuple):
-    """Encoding of messages and errors."""
-
-    content_type: bytes
-    decode: Callable[[type[Any], bytes], Any]  # raises FormatError
-    encode: Callable[[Any], Sequence[bytes]]  # in pieces, so that long ones are never copied
-    encode_error: Callable[[str], bytes]
-
-
-_JSON = b"application/json"
-_BINARY = b"application/octet-stream"
-_DIRECT_TYPES = (None, _JSON)
-JSON = Codec(_JSON, json_codec.decode, json_codec.encode, encode_error)
-QUERY = JSON._replace(decode=query_codec.decode)
-
-
-_PROTOBUF = "attestkit.serve.rpc.protobuf_codec"
-
-
-@cache
-def protobuf() -> Codec:
-    """Return the protobuf codec; loading its library takes 20 ms."""
-    from attestkit.serve.rpc import protobuf_codec as codec  # lazy: rarely used
-
-    return Codec(_BINARY, codec.decode, codec.encode, codec.encode_error)
+_DIRECT_TYPES = (None, JSON_TYPE)
 
 
 class MethodContext(Protocol):
@@ -89,15 +67,6 @@ class MethodContext(Protocol):
         If it `signs`, and methods that sign wait for the network, it runs in another thread.
         """
         ...
-
-
-class RpcResponse(NamedTuple):
-    """A complete response; the body is in pieces, so that large ones are not copied."""
-
-    status: int
-    content_type: bytes
-    body: Sequence[bytes]
-    headers: Sequence[Header] = ()  # in addition to the listener's
 
 
 class _ViewRoute(NamedTuple):
@@ -182,7 +151,7 @@ class RpcApp:
             return None
         if self.guard is not None or self.access is not None:
             return None
-        if content_type not in _DIRECT_TYPES and not is_loaded(_PROTOBUF):
+        if content_type not in _DIRECT_TYPES and not is_loaded(PROTOBUF_MODULE):
             return None
         return None if self.blocks(call) else call
 
@@ -216,8 +185,8 @@ class RpcApp:
                 if not _is_json(content_type, query_string, body):
                     codec = protobuf()
             reply = self._call(route.method, codec, payload)
-        except Exception as error:  # noqa: BLE001 - logged in _failed()
-            reply = _failed(error, codec, request_id)
+        except Exception as error:  # noqa: BLE001 - in error_response()
+            reply = error_response(error, codec, request_id)
         head = self._heads.get(reply[:2]) or self._make_head(reply)
         length = sum(map(len, reply.body))
         self.traffic.done(route.name, reply.status, perf_counter() - begin)
@@ -259,9 +228,10 @@ class RpcApp:
                     try:  # to read enough of the body to select the encoding of the error
                         start = await self._bodies.read(receive, size, UNCOUNTED)
                     except TooLargeError:
-                        return name, _failed(route, codec, request_id)._replace(headers=_CLOSE)
+                        response = error_response(route, codec, request_id)
+                        return name, response._replace(headers=CLOSE)
                     codec = await _choose(content_type, payload, start)
-                return name, _failed(route, codec, request_id)
+                return name, error_response(route, codec, request_id)
             if verb == "POST":
                 body = await self._bodies.read(receive, size, self.limits.body)
                 codec, payload = await _choose(content_type, payload, body), body
@@ -270,8 +240,8 @@ class RpcApp:
             return name, await self._answer(route, codec, payload, scope)
         except DisconnectedError:
             raise
-        except Exception as error:  # noqa: BLE001 - logged in _failed()
-            return name, _failed(error, codec, request_id)
+        except Exception as error:  # noqa: BLE001 - in error_response()
+            return name, error_response(error, codec, request_id)
 
     async def _answer(
         self, route: MethodRoute | _ViewRoute, codec: Codec, payload: bytes, scope: Scope
@@ -389,25 +359,12 @@ def _short(text: str) -> str:
 
 
 def _below(mount: str, path: str) -> str:
-    """Return the decoded path segment after `mount`; empty if there is not exactly one."""
+    """Return the percent-decoded path segment after `mount`, which ends with a slash.
+
+    Empty unless exactly one segment follows.
+    """
     name = path.removeprefix(mount)
     return "" if name == path or "/" in name else unquote(name)
-
-
-def _failed(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
-    if isinstance(error, AttestKitError):
-        status, text = status_of(error), text_of(error)
-    else:
-        # An unexpected error may contain secrets: log it, and send only the request id.
-        name = request_id.decode("ascii")
-        _logger.error("request %s failed", name, exc_info=error, extra={"request_id": name})
-        status, text = 500, f"internal error, request {name}"
-    headers: Sequence[Header] = ()
-    if isinstance(error, (TooLargeError, TooManyBodiesError)):
-        headers = _CLOSE
-    elif isinstance(error, AccessError):
-        headers = ((b"www-authenticate", error.challenge.encode("ascii")),)
-    return RpcResponse(status, codec.content_type, (codec.encode_error(text),), headers)
 
 
 def _check_form(method: Method, scope: Scope, name: str) -> None:
@@ -424,7 +381,7 @@ def _check_form(method: Method, scope: Scope, name: str) -> None:
     if not method.json_only:
         return
     types = [value for header, value in scope["headers"] if header == b"content-type"]
-    if scope["method"] != "POST" or set(map(_media_type, types)) != {_JSON}:
+    if scope["method"] != "POST" or set(map(_media_type, types)) != {JSON_TYPE}:
         message = f"{name}: must be POST with Content-Type: application/json on this listener"
         raise UsageError(message, reason="refused_origin")
 
@@ -433,7 +390,7 @@ async def _choose(content_type: bytes, query_string: bytes, body: bytes) -> Code
     """Return the codec of a POST, as `_is_json` decides, loading that for protobuf in a thread."""
     if _is_json(content_type, query_string, body):
         return JSON
-    await load(_PROTOBUF)
+    await load(PROTOBUF_MODULE)
     return protobuf()
 
 
@@ -444,9 +401,9 @@ def _is_json(content_type: bytes, query_string: bytes, body: bytes) -> bool:
     that starts with a brace is JSON even with the content type of a form, because that is what
     `curl -d '{...}'` sends.
     """
-    if content_type != _JSON and not (query_string and query_codec.asks_for_json(query_string)):
+    if content_type != JSON_TYPE and not (query_string and query_codec.asks_for_json(query_string)):
         media_type = _media_type(content_type)
-        return media_type == _JSON or (media_type in _FORMS and body[:1] == b"{")
+        return media_type == JSON_TYPE or (media_type in _FORMS and body[:1] == b"{")
     return True
 
 

@@ -32,7 +32,7 @@ def decode(message: type[M], query: bytes) -> M:
 
     Raises:
         FormatError: If a field other than an array, or an index of an array, is given twice; if an
-            array has no brackets, or a field that is no array has; or if a value is malformed.
+            array has no brackets, or another field has them; or if a value is malformed.
     """
     if not query:
         return defaults_of(message)

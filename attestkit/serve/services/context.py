@@ -21,11 +21,11 @@ from attestkit.serve.health.monitor import HEALTHY, HealthVerdict
 from attestkit.serve.machine_info import DATA_DISKS, GpuSampler, Machine
 from attestkit.serve.rpc import messages, messages_v1
 from attestkit.serve.rpc import messages as m
+from attestkit.serve.rpc.error_responses import NotImplementedHereError
 from attestkit.serve.rpc.event_log_json import INDENTED, EventLogJson, tcb_info
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.messages_v1 import AttestResponse
 from attestkit.serve.rpc.response_template import EscapedText, ResponseTemplate
-from attestkit.serve.rpc.statuses import NotImplementedHereError
 from attestkit.serve.services.backend_errors import backend_error
 from attestkit.serve.services.certificate_issuer import NO_KEYS, CertificateIssuer
 from attestkit.serve.services.device_queue import DeviceQueue

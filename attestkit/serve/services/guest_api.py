@@ -12,8 +12,8 @@ from attestkit.serve.lazy_import import load
 from attestkit.serve.machine_info import Figures, read_figures
 from attestkit.serve.network_info import read_network
 from attestkit.serve.rpc import messages_guest_api as m
+from attestkit.serve.rpc.error_responses import MethodRefusedError
 from attestkit.serve.rpc.service import Method, Service
-from attestkit.serve.rpc.statuses import MethodRefusedError
 from attestkit.serve.services.context import Guest
 
 if TYPE_CHECKING:

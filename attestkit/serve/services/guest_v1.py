@@ -7,9 +7,9 @@ from attestkit.attester.evidence_source import collect_gpu_evidence
 from attestkit.errors import BackendUnavailableError, UnsupportedError, UsageError
 from attestkit.serve.machine_info import SimulatedMachine
 from attestkit.serve.rpc import messages_v1 as m1
+from attestkit.serve.rpc.error_responses import NotImplementedHereError
 from attestkit.serve.rpc.json_codec import PreparedResponse
 from attestkit.serve.rpc.service import Method, Service
-from attestkit.serve.rpc.statuses import NotImplementedHereError
 from attestkit.serve.services.context import Guest, check_epochs
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import attestkit
 from attestkit import errors
 from attestkit.cli.exit_codes import exit_code
 from attestkit.errors import AttestKitError
-from attestkit.serve.rpc.statuses import status_of
+from attestkit.serve.rpc.error_responses import status_of
 from tests.docs.blocks import ROOT
 from tests.runner.cases import every_case
 

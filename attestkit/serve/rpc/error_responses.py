@@ -1,4 +1,6 @@
-"""HTTP statuses of errors, and errors that have a status of their own."""
+"""Responses to failed requests: statuses, texts and headers by error."""
+
+import logging
 
 from attestkit.errors import (
     AttestKitError,
@@ -8,8 +10,12 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.serve.config.limits import LimitError
-from attestkit.serve.external_auth.access_errors import ScopeError, TokenError
-from attestkit.serve.http.request_body import TooLargeError
+from attestkit.serve.external_auth.access_errors import AccessError, ScopeError, TokenError
+from attestkit.serve.http.request_body import TooLargeError, TooManyBodiesError
+from attestkit.serve.rpc.codecs import Codec, RpcResponse
+
+CLOSE = ((b"connection", b"close"),)
+_logger = logging.getLogger("attestkit.serve")
 
 
 class NotImplementedHereError(UnsupportedError):
@@ -50,3 +56,23 @@ def text_of(error: AttestKitError) -> str:
     text = str(error)
     is_algorithm = error.reason == "unsupported_algorithm" and text.startswith("algorithm: ")
     return "Unsupported algorithm" if is_algorithm else text
+
+
+def error_response(error: Exception, codec: Codec, request_id: bytes) -> RpcResponse:
+    """Return the response to a request that failed with `error`.
+
+    An unexpected error may contain secrets: it is logged, and the response has only `request_id`.
+    """
+    if isinstance(error, AttestKitError):
+        status, text = status_of(error), text_of(error)
+    else:
+        name = request_id.decode("ascii")
+        _logger.error("request %s failed", name, exc_info=error, extra={"request_id": name})
+        status, text = 500, f"internal error, request {name}"
+    response = RpcResponse(status, codec.content_type, (codec.encode_error(text),))
+    if isinstance(error, (TooLargeError, TooManyBodiesError)):
+        return response._replace(headers=CLOSE)
+    if isinstance(error, AccessError):
+        challenge = (b"www-authenticate", error.challenge.encode("ascii"))
+        return response._replace(headers=(challenge,))
+    return response
