@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import TypeVar
 
 import pytest
@@ -40,6 +41,11 @@ def raises(
     assert text in (None, str(error)), f"expected {text!r}: {error}"
     assert str(error).startswith(start), f"expected {start!r} at the start: {error}"
     assert part in str(error), f"expected {part!r}: {error}"
+
+
+def repeated_subjects(error: BaseException) -> set[str]:
+    """Return the parts of an error's text that are there twice in a row, as in `a: a: missing`."""
+    return {one for one, other in pairwise(str(error).split(": ")) if one == other}
 
 
 def errno_of(error: BaseException) -> int | None:

@@ -318,7 +318,7 @@ class P256PublicKey:
         try:
             r, s = _split(signature, P256_ORDER)
         except UsageError as error:
-            raise SignatureError(f"P-256 signature: {error}", reason="bad_signature") from error
+            raise SignatureError(f"P-256: {error}", reason="bad_signature") from error
         self.verify_der(encode_dss_signature(r, s), data)
 
     def verify_der(self, signature: bytes, data: bytes) -> None:

@@ -293,7 +293,8 @@ class Attestation:
             return Collateral.from_json(self._collateral)
         except CollateralError as error:
             reason: FormatReason = "too_large" if error.reason == "too_large" else "wrong_value"
-            raise FormatError(f"collateral: {error}", reason=reason) from error
+            text = str(error).removeprefix("collateral: ")
+            raise FormatError(f"collateral: {text}", reason=reason) from error
 
     def with_collateral(self, collateral: "Collateral | None") -> "Attestation":
         """Return a copy with other collateral beside the evidence, or without (None).

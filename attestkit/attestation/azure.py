@@ -263,12 +263,12 @@ def _keys(fields: dict[str, Any]) -> tuple[RuntimeKey, RuntimeKey | None]:
     found: dict[str, RuntimeKey] = {}
     for item in listed:
         if not isinstance(item, dict):
-            raise FormatError("runtime data: keys must be objects", reason="wrong_type")
+            raise FormatError("keys: must be objects", reason="wrong_type")
         kid = string(item, "kid")
         if kid not in {"HCLAkPub", "HCLEkPub"}:
             continue
         if kid in found:
-            raise FormatError(f"runtime data: two keys have the kid {kid}", reason="duplicate")
+            raise FormatError(f"keys: two have the kid {kid}", reason="duplicate")
         found[kid] = _key(item, kid)
     if "HCLAkPub" not in found:
         raise FormatError("keys: HCLAkPub missing", reason="missing")

@@ -93,7 +93,7 @@ def _launch_document(app: HostApp) -> str:
     try:
         found = VmConfig.parse(app.vm_config).find("mr_config")
     except FormatError as error:
-        raise ConfigError(f"vm_config: {error}", reason="wrong_value") from error
+        raise ConfigError(str(error), reason="wrong_value") from error
     return found if isinstance(found, str) else ""
 
 

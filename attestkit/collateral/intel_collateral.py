@@ -39,7 +39,7 @@ def json_object(name: str, text: str | bytes) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise CollateralError(f"{name}: JSON must be UTF-8", reason="malformed") from error
     except FormatError as error:
-        raise CollateralError(f"{name}: invalid JSON: {error}", reason="malformed") from error
+        raise CollateralError(str(error), reason="malformed") from error
 
 
 def part_window(name: str, value: str | bytes) -> "Window":

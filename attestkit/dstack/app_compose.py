@@ -92,7 +92,9 @@ def _finite(value: object) -> object:
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
-            raise UsageError("app-compose: keys of JSON objects must be text", reason="wrong_type")
+            key = next(key for key in value if not isinstance(key, str))
+            message = f"app-compose: keys of JSON objects must be text, not {shown(key)}"
+            raise UsageError(message, reason="wrong_type")
         return {key: _finite(one) for key, one in value.items()}
     if isinstance(value, (list, tuple)):
         return [_finite(one) for one in value]
@@ -363,7 +365,8 @@ def _check_requirements(requirements: Requirements | None, manifest_version: int
     if requirements.os_version is not None:
         parts = requirements.os_version.split(",")
         if not all(_COMPARATOR.fullmatch(part.strip()) for part in parts):
-            message = "requirements.os_version: must be a semver range such as >=0.6"
+            found = shown(requirements.os_version)
+            message = f"requirements.os_version: must be a semver range such as >=0.6, not {found}"
             raise ConfigError(message, reason="wrong_value")
     token = requirements.launch_token_hash
     if token is not None and unhex(token) is None:
@@ -371,7 +374,7 @@ def _check_requirements(requirements: Requirements | None, manifest_version: int
         raise ConfigError(message, reason="encoding")
     path = requirements.health_status_file
     if path is not None and not path.startswith("/"):
-        message = "requirements.health_status_file: must be an absolute path"
+        message = f"requirements.health_status_file: must be an absolute path, not {shown(path)}"
         raise ConfigError(message, reason="wrong_value")
 
 

@@ -133,7 +133,7 @@ class Journal:
 
     def _enter(self) -> None:
         if self._closed:
-            raise JournalError("runtime log: closed", reason="closed")
+            raise JournalError("runtime log: is closed; open it again", reason="closed")
         if not self._has_lock:
             try:
                 self._has_lock = self._folder.lock() or self._create_and_lock()

@@ -318,7 +318,8 @@ def _rim_certificates(name: str, rim: bytes) -> tuple[bytes, ...]:
     try:
         return Rim.parse(rim).certificates
     except FormatError as error:
-        raise CollateralError(f"RIM {name}: {error}", reason="malformed") from error
+        text = str(error).removeprefix("RIM: ")
+        raise CollateralError(f"RIM {name}: {text}", reason="malformed") from error
 
 
 def _each(function: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:

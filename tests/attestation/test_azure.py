@@ -180,6 +180,7 @@ def test_runtime_data_that_are_malformed_have_reason(runtime: bytes, reason: str
         RuntimeData.parse(runtime)
     assert caught.value.reason == reason
     assert str(caught.value).startswith("HCL runtime data")
+    assert str(caught.value).count("runtime data") == 1
 
 
 def test_runtime_data_ignore_order_case_and_unknown_members() -> None:

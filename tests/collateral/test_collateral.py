@@ -189,8 +189,9 @@ def test_collateral_from_json_invalid_text_raises_collateral_error(
     text: str | bytes, reason: str
 ) -> None:
     """Text that is not one JSON object within the limits raises CollateralError."""
-    with raises(CollateralError, reason):
+    with raises(CollateralError, reason, start="collateral: ") as caught:
         Collateral.from_json(text)
+    assert str(caught.value).count("collateral: ") == 1
 
 
 def test_from_json_keeps_pck_chain_and_ignores_unknown_fields() -> None:

@@ -28,6 +28,7 @@ from attestkit.gpu import DeviceEvidence, GpuEndorsements, GpuEvidence, GpuRoots
 from attestkit.gpu.endorsement_fetcher import MAX_REQUESTS
 from attestkit.gpu.endorsements import MAX_RIMS
 from tests.gpu.nras.nras_tokens import answer, jwks
+from tests.gpu.rim.rims import manifest, sign
 from tests.raising import raises
 from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared
@@ -293,9 +294,10 @@ def test_fetch_of_missing_rim_or_answer_raises_collateral_error() -> None:
     with raises(CollateralError, "fetch_failed", part="unauthorized"):
         case.fetch()
     case = Case("good")
-    case.rims = dict.fromkeys(case.rims, b"<a/>")
-    with raises(CollateralError, "malformed"):
+    case.rims = dict.fromkeys(case.rims, sign(manifest([])))
+    with raises(CollateralError, "malformed", start="RIM ") as caught:
         case.fetch()
+    assert ": RIM: " not in str(caught.value)
 
 
 @needs_shared

@@ -182,7 +182,7 @@ def reading_x509(what: str = "certificate") -> Iterator[None]:
         UnsupportedAlgorithm,
         Warning,  # if warnings are errors: for example, about a serial number that is not positive
     ) as error:
-        raise FormatError(f"{what}: not a valid X.509 {what}", reason="syntax") from error
+        raise FormatError(f"not a valid X.509 {what}", reason="syntax") from error
 
 
 def certificate_pem(der: bytes) -> str:

@@ -6,6 +6,8 @@ version 2 and nextUpdate, and no critical extension, not even of an entry. So a 
 about its issuer's certificates: delta and indirect CRLs have critical extensions.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from typing import Final, NamedTuple
 
@@ -63,6 +65,8 @@ class SignedCrl(NamedTuple):
 def read_signed_crl(der: bytes) -> SignedCrl:
     """Parse signature and issuer of a CRL in DER; `read_crl_content` checks the rest.
 
+    The errors of both do not name the CRL.
+
     Raises:
         FormatError: If these parts are malformed, or the version is not 2.
     """
@@ -72,7 +76,7 @@ def read_signed_crl(der: bytes) -> SignedCrl:
     outer.finish()
     fields = DerReader(signed).enter(SEQUENCE)
     if fields.tag() != INTEGER or fields.whole() != _VERSION_2:
-        raise FormatError("CRL version must be 2", reason="unsupported_version")
+        raise FormatError("version must be 2", reason="unsupported_version")
     inner_algorithm = fields.whole(SEQUENCE)
     issuer = fields.whole(SEQUENCE)
     return SignedCrl(der, signed, algorithm, inner_algorithm, signature, unused, issuer)
@@ -132,10 +136,10 @@ def read_crl_content(der: bytes, *, strict: bool = True) -> Crl:
     if strict and found.keys() != _STRICT:
         message = "extensions must be CRL number and authority key identifier, not critical"
         raise FormatError(message, reason="wrong_value")
-    if any(extension.critical for extension in found.values()):
-        raise FormatError(
-            "CRL: has a critical extension", reason="wrong_value" if strict else "unsupported"
-        )
+    critical = [oid for oid, extension in found.items() if extension.critical]
+    if critical:
+        message = f"critical extension {critical[0].dotted_string} is not supported"
+        raise FormatError(message, reason="wrong_value" if strict else "unsupported")
     number = 0
     if (extension := found.get(ExtensionOID.CRL_NUMBER)) is not None:
         assert isinstance(extension.value, x509.CRLNumber)
@@ -143,9 +147,22 @@ def read_crl_content(der: bytes, *, strict: bool = True) -> Crl:
     return Crl(int(start.timestamp()), int(end.timestamp()), number, serial_numbers)
 
 
+@contextmanager
+def naming_crl() -> Iterator[None]:
+    """Context manager: add `malformed CRL` before the text of a FormatError."""
+    try:
+        yield
+    except FormatError as error:
+        message = f"malformed CRL: {error.message}"
+        raise FormatError(message, offset=error.offset, reason=error.reason) from error
+
+
 def _serial_number(entry: x509.RevokedCertificate) -> int:
-    if any(extension.critical for extension in entry.extensions):
-        raise FormatError("an entry has a critical extension", reason="unsupported")
+    for extension in entry.extensions:
+        if extension.critical:
+            oid = extension.oid.dotted_string
+            message = f"critical extension {oid} of an entry is not supported"
+            raise FormatError(message, reason="unsupported")
     return entry.serial_number
 
 
@@ -155,10 +172,10 @@ def read_crl(der: bytes, issuer: IntelCertificate, what: str) -> Crl:
     Args:
         der: The CRL in DER.
         issuer: The CA whose CRL it must be.
-        what: Name of the CRL, with which errors begin.
+        what: Name of the CRL, with which SignatureErrors begin.
 
     Raises:
-        FormatError: If the CRL is malformed.
+        FormatError: If the CRL is malformed; the text does not name it.
         SignatureError: If it is the CRL of another CA (`crl_missing`), or its signature is not
             valid (`crl_bad_signature`).
     """
@@ -203,8 +220,5 @@ def read_amd_crls(data: bytes) -> tuple[AmdCrl, ...]:
 def _read_amd_crl(der: bytes) -> AmdCrl:
     if len(der) > MAX_CRL_SIZE:
         raise FormatError(f"CRL: {len(der)} bytes, at most {MAX_CRL_SIZE}", reason="too_large")
-    try:
+    with naming_crl():
         return AmdCrl(read_signed_crl(der), read_crl_content(der))
-    except FormatError as error:
-        message = f"malformed CRL: {error.message}"
-        raise FormatError(message, offset=error.offset, reason=error.reason) from error

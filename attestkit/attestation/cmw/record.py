@@ -189,10 +189,15 @@ def make_record(
             message = f"{where}: invalid media type: {shown(media_type)}"
             raise FormatError(message, reason="wrong_value", offset=offset)
     elif type(media_type) is not int or not 0 <= media_type <= 0xFFFF:
-        message = f"{where}: type: must be a media type or a CoAP Content-Format (0 to 65535)"
+        message = (
+            f"{where}: type: must be a media type or a CoAP Content-Format (0 to 65535), not "
+            f"{shown(media_type)}"
+        )
         raise FormatError(message, reason="wrong_type", offset=offset)
     if ind is not None and (type(ind) is not int or not 0 < ind <= Indicator.ALL):
-        message = f"{where}: ind: must be a combination of the bits 1, 2, 4, 8, 16"
+        message = (
+            f"{where}: ind: must be a combination of the bits 1, 2, 4, 8, 16, not {shown(ind)}"
+        )
         raise FormatError(message, reason="wrong_value", offset=offset)
     return Record(media_type, value, ind)
 

@@ -197,8 +197,9 @@ def read_base64(text: str, what: str) -> bytes:
 
 
 def _certificates(fields: dict[str, object], name: str, most: int) -> list[bytes]:
+    text = string(fields, name)
     try:
-        found = split_pem(string(fields, name))
+        found = split_pem(text)
     except FormatError as error:
         raise FormatError(f"{name}: {error.message}", reason=error.reason) from error
     if len(found) > most:

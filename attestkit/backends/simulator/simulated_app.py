@@ -110,4 +110,5 @@ def _os_image_hash(vm_config: str) -> bytes:
     try:
         return VmConfig.parse(vm_config).os_image_hash
     except FormatError as error:
-        raise UsageError(f"vm_config: {error}", reason="wrong_value") from error
+        text = str(error).removeprefix("vm_config: ")
+        raise UsageError(f"vm_config: {text}", reason="wrong_value") from error

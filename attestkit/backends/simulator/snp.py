@@ -156,5 +156,5 @@ def _find_document(vm_config: str | None) -> str:
     try:
         found = VmConfig.parse(vm_config or "").find("mr_config")
     except FormatError as error:
-        raise UsageError(f"vm_config: {error}", reason="wrong_value") from error
+        raise UsageError(str(error), reason="wrong_value") from error
     return found if isinstance(found, str) else ""

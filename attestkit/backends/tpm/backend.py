@@ -203,6 +203,7 @@ def _ak_handle(
     except ValueError:
         handle = -1
     if handle not in _PERSISTENT:
-        message = f"{subject}: must be a persistent handle, 0x81000000 to 0x81ffffff, not {value!r}"
+        found = f"{value:#x}" if type(value) is int else repr(value)
+        message = f"{subject}: must be a persistent handle, 0x81000000 to 0x81ffffff, not {found}"
         raise UsageError(message, reason="out_of_range")
     return handle, True

@@ -174,8 +174,9 @@ def _verify(
         try:
             return verify_rim(data, checks.roots.rim, checks.now)
         except FormatError as error:
+            text = str(error).removeprefix("RIM: ")
             form = rim_reason(source, "format")
-            raise GpuEvidenceError(f"{source} RIM: {error}", reason=form) from error
+            raise GpuEvidenceError(f"{source} RIM: {text}", reason=form) from error
         except SignatureError as error:
             is_signature = error.reason == "bad_signature"
             reason = rim_reason(source, "signature") if is_signature else chain

@@ -152,7 +152,9 @@ class _ClaimsReader:
             name=name,
             kind=kind,
             version=self._version(report),
-            nonce=None if nonce is None else from_hex(nonce, "eat_nonce", _NONCE_SIZE),
+            nonce=None
+            if nonce is None
+            else from_hex(nonce, f"{self._what}: eat_nonce", _NONCE_SIZE),
             measurements_match=None if measured is None else measured in _MATCHING,
             secure_boot=self.flag("secboot"),
             debug_status=debug,
@@ -202,7 +204,13 @@ class _ClaimsReader:
         )
 
     def _certificates(self, name: str, flag: str) -> CertificateClaims | None:
-        """Read claims about certificates: the object `name`, or the flag `flag` of version 2.0."""
+        """Read claims about certificates: the object `name`, or the flag `flag` of version 2.0.
+
+        None if both are missing.
+
+        Raises:
+            FormatError: If a claim is malformed, or the object has no status.
+        """
         value = self.get(name)
         if value is None:
             valid = self._check(flag)

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from attestkit._argument_checks import require_size, wrong_type
 from attestkit._crypto.p384 import P384_SPKI_HEAD, P384PublicKey
-from attestkit._crypto.x509.app_certificates import read_certificate
+from attestkit._crypto.x509.app_certificates import Certificate, read_certificate
 from attestkit._formats import strict_json
 from attestkit._formats.compact_jws import from_base64url
 from attestkit._formats.strict_json import from_hex
@@ -123,14 +123,19 @@ def _check_certificates(value: object, spki: bytes, what: str) -> None:
     if not 0 < len(value) <= _MAX_CERTIFICATES:
         message = f"{what}: {len(value)} certificates, must be 1 to {_MAX_CERTIFICATES}"
         raise FormatError(message, reason="wrong_size")
-    try:
-        certificates = [read_certificate(strict_json.from_base64(each, what)) for each in value]
-    except FormatError as error:
-        message = f"{what}: {error.message}"
-        raise FormatError(message, reason=error.reason) from error
+    certificates = [_certificate(each, f"{what}[{at}]") for at, each in enumerate(value)]
     if not hmac.compare_digest(certificates[0].spki_der, spki):
         message = f"{what}: the first certificate must be of this key"
         raise FormatError(message, reason="inconsistent")
+
+
+def _certificate(value: object, what: str) -> Certificate:
+    """Return the certificate in `value`, base64 of DER; `what` names it in errors."""
+    der = strict_json.from_base64(value, what)
+    try:
+        return read_certificate(der)
+    except FormatError as error:
+        raise FormatError(f"{what}: {error.message}", reason=error.reason) from error
 
 
 def _coordinate(jwk: Mapping[str, Any], name: str, what: str) -> bytes:

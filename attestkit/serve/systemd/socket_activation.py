@@ -80,7 +80,7 @@ def read_number(variable: str, text: str, limit: int, least: int = 0) -> int:
         UsageError: If `text` is not such a number.
     """
     if not (text.isascii() and text.isdigit() and len(text) <= 19 and least <= int(text) < limit):
-        problem = f"${variable}: must be a number from {least} to below {limit}: {text[:40]!r}"
+        problem = f"${variable}: must be an integer, {least} to {limit - 1}, not {text[:40]!r}"
         raise UsageError(problem, reason="wrong_value")
     return int(text)
 

@@ -230,7 +230,8 @@ def _collateral(value: object, _: str) -> Collateral | None:
     except CollateralError as error:
         reasons: dict[str, FormatReason] = {"missing": "missing", "too_large": "too_large"}
         reason = reasons.get(error.reason, "wrong_value")
-        raise FormatError(f"collateral: {error}", reason=reason) from error
+        text = str(error).removeprefix("collateral: ")
+        raise FormatError(f"collateral: {text}", reason=reason) from error
     # from_json ignores unknown members; to_json writes the known ones.
     _check_keys("collateral", value, frozenset(json.loads(collateral.to_json())))
     return collateral

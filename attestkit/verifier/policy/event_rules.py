@@ -114,7 +114,8 @@ class EventRules:
             found = tuple(given)
         object.__setattr__(self, "required_events", found)
         if self.only_required_events not in (*_PERIODS, "all", None):
-            message = 'only_required_events: must be "boot", "app" or "all"'
+            value = shown(self.only_required_events)
+            message = f'only_required_events: must be "boot", "app" or "all", not {value}'
             raise UsageError(message, reason="wrong_value")
 
     def _appraise_events(self, claims: Claims) -> Iterator[VerificationStep]:

@@ -19,7 +19,7 @@ from attestkit.errors import (
 )
 from tests.backends.azure.imds_server import ImdsServer, json_response, status_response
 from tests.collateral.http_server import CreateServer, create_response
-from tests.raising import raises
+from tests.raising import raises, repeated_subjects
 
 REPORT = bytes(range(256)) * 4
 QUOTE = b"\xfb\xff\xfe" * 100
@@ -160,8 +160,9 @@ def test_imds_malformed_certificates_are_rejected(
 ) -> None:
     """One VCEK and at most four certificates of its chain are accepted."""
     server = ImdsServer(create_server, [json_response(**members)])
-    with raises(BackendError, "malformed_response"):
+    with raises(BackendError, "malformed_response") as caught:
         client_of(server).get_snp_certificates()
+    assert not repeated_subjects(caught.value)
 
 
 def test_imds_empty_quote_is_no_quote(create_server: CreateServer) -> None:

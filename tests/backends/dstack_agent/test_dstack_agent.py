@@ -27,7 +27,7 @@ from tests.backends.dstack_agent.scripted_agent import (
     response,
     scripted_agent,
 )
-from tests.raising import raises
+from tests.raising import raises, repeated_subjects
 from tests.serve.server import SEED, Server
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
@@ -154,6 +154,7 @@ def test_quote_empty_or_malformed_is_rejected(
         with raises(kind, reason) as caught:
             backend.get_quote(REPORT_DATA)
         assert "quote" in str(caught.value).lower()
+        assert not repeated_subjects(caught.value)
         assert found.requests[0].message == {"report_data": REPORT_DATA.hex()}
 
 
@@ -190,8 +191,10 @@ def test_app_compose_hidden_or_malformed_is_an_error(
     info: object, kind: type[AttestKitError], reason: str, field: str
 ) -> None:
     """An app may hide tcb_info; a malformed response is the agent's fault."""
-    with agent_with_defaults(Info=response(info)) as found, raises(kind, reason, part=field):
-        make_backend(found).read_app_compose()
+    with agent_with_defaults(Info=response(info)) as found:
+        with raises(kind, reason, part=field) as caught:
+            make_backend(found).read_app_compose()
+        assert not repeated_subjects(caught.value)
 
 
 def test_app_compose_is_returned_byte_for_byte() -> None:

@@ -16,7 +16,7 @@ from attestkit.errors import (
 from attestkit.factory import open as open_attester
 from attestkit.keys import AppKeys
 from attestkit.testing import BackendContract
-from tests.raising import raises
+from tests.raising import raises, repeated_subjects
 from tests.runner.cases import every_case
 
 SEED = bytes(range(32))
@@ -110,8 +110,9 @@ def test_simulator_invalid_option_is_rejected(
     options: dict[str, Any], reason: str, subject: str
 ) -> None:
     """The error names the option."""
-    with raises(UsageError, reason, part=subject):
+    with raises(UsageError, reason, part=subject) as caught:
         open_attester("simulator", **options)
+    assert not repeated_subjects(caught.value)
 
 
 # -- the boot sequence -------------------------------------------------------------------------

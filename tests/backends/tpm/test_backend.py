@@ -131,7 +131,8 @@ def test_chosen_handle_without_key_is_an_error(software_tpm: TpmClient) -> None:
 @pytest.mark.parametrize("handle", ["0x80000001", 0x82000000, "ak", -1, "", "81010002"])
 def test_invalid_handle_is_usage_error(software_tpm: TpmClient, handle: int | str) -> None:
     """A handle is persistent, and a number."""
-    with raises(UsageError, "out_of_range", start="ak_handle: "):
+    stated = handle if isinstance(handle, str) else f"{handle:#x}"
+    with raises(UsageError, "out_of_range", start="ak_handle: ", part=stated):
         TpmBackend(client=software_tpm, ak_handle=handle)
 
 

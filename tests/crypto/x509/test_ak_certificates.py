@@ -38,6 +38,7 @@ from attestkit.errors import (
     SignatureError,
 )
 from tests.pki.certificates import key_usage, name_of
+from tests.raising import raises
 from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
@@ -375,9 +376,8 @@ def test_a_crl_with_a_critical_extension_of_an_entry_is_refused() -> None:
         if not critical:
             assert check_revocation(path, [read_ak_crl(der)], NOW).checked
             continue
-        with pytest.raises(FormatError) as caught:
+        with raises(FormatError, "unsupported", start="malformed CRL: ", part="2.5.29.21"):
             check_revocation(path, [read_ak_crl(der)], NOW)
-        assert caught.value.reason == "unsupported"
 
 
 def test_each_cut_of_a_crl_is_refused_cleanly() -> None:

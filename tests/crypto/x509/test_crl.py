@@ -5,6 +5,10 @@ from functools import cache
 from typing import Final
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from attestkit._crypto.key_pairs import RsaKey
 from attestkit._crypto.pem import encode_pem
@@ -126,3 +130,25 @@ def test_certificate_is_not_a_crl() -> None:
     """A certificate is not accepted as a CRL."""
     with pytest.raises(FormatError):
         read_amd_crls(certificate("ARK-Milan", "ARK-Milan").der)
+
+
+def test_critical_extension_is_named() -> None:
+    """The error names the CRL once, and the extension by its OID."""
+    key = generate_private_key(SECP256R1())
+    number, issuer = (
+        x509.CRLNumber(7),
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()),
+    )
+    der = (
+        x509.CertificateRevocationListBuilder()
+        .issuer_name(x509.Name([]))
+        .last_update(WINDOW.start)
+        .next_update(WINDOW.end)
+        .add_extension(number, critical=True)
+        .add_extension(issuer, critical=False)
+        .sign(key, SHA256())
+        .public_bytes(Encoding.DER)
+    )
+    with raises(FormatError, "wrong_value", start="malformed CRL: ", part="2.5.29.20") as caught:
+        read_amd_crls(der)
+    assert str(caught.value).count("CRL") == 1

@@ -13,7 +13,7 @@ from attestkit.errors import FormatError, UsageError
 from attestkit.gpu.nras.tokens import MAX_JWKS, MAX_KEYS, read_jwks
 from tests.gpu.nras.nras_tokens import KEY_ID, b64, jwk, jwks
 from tests.pki.ocsp_pki import certificate_of, der
-from tests.raising import raises
+from tests.raising import raises, repeated_subjects
 from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.vectors import data, needs_shared
@@ -98,8 +98,17 @@ OWN = der(certificate_of("nras", "issuer"))
 )
 def test_read_jwks_malformed_raises_format_error(text: bytes, reason: str) -> None:
     """A set that is malformed, ambiguous or private is refused."""
-    with raises(FormatError, reason):
+    with raises(FormatError, reason) as caught:
         read_jwks(text)
+    assert not repeated_subjects(caught.value)
+
+
+def test_read_jwks_malformed_certificate_is_named() -> None:
+    """The error names the position of the certificate in its array."""
+    for second, reason in (("A", "encoding"), ("AAAA", "syntax")):
+        with raises(FormatError, reason, part=": x5c[1]: ") as caught:
+            read_jwks(_changed(x5c=[*_x5c(OWN), second]))
+        assert not repeated_subjects(caught.value)
 
 
 def test_read_jwks_cut_at_any_length_raises_format_error() -> None:

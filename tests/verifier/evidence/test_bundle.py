@@ -24,7 +24,7 @@ from attestkit.errors import (
 from attestkit.verifier import Verifier
 from attestkit.verifier.ear import sign_ear
 from attestkit.verifier.evidence.formats import BUNDLE_TIME, EvidenceBundle
-from tests.raising import raises
+from tests.raising import raises, repeated_subjects
 from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.ear import ears
@@ -115,8 +115,9 @@ def test_from_json_invalid_member_is_named(
     values: dict[str, object], reason: str, subject: str
 ) -> None:
     """The error names an invalid, unknown or missing member."""
-    with raises(FormatError, reason, part=subject):
+    with raises(FormatError, reason, part=subject) as caught:
         EvidenceBundle.from_json(edit_json(**values))
+    assert not repeated_subjects(caught.value)
 
 
 @every_case(

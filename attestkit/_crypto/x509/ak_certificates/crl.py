@@ -25,6 +25,7 @@ from attestkit._crypto.x509.crl import (
     Crl,
     SignedCrl,
     check_crl_signature,
+    naming_crl,
     read_crl_content,
     read_signed_crl,
 )
@@ -141,11 +142,8 @@ def read_ak_crl(der: bytes) -> SignedCrl:
     """
     if len(der) > CRL_LIMIT:
         raise FormatError(f"CRL: {len(der)} bytes, at most {CRL_LIMIT}", reason="too_large")
-    try:
+    with naming_crl():
         return read_signed_crl(der)
-    except FormatError as error:
-        message = f"malformed CRL: {error.message}"
-        raise FormatError(message, offset=error.offset, reason=error.reason) from error
 
 
 def is_crl(der: bytes) -> bool:
@@ -164,7 +162,8 @@ def read_issued_crl(crl: SignedCrl, issuer: PathCertificate) -> Crl:
         FormatError: If the CRL is malformed, or it or an entry has a critical extension.
     """
     check_crl_signature(crl, issuer, AK_RULES, "CRL")
-    return read_crl_content(crl.der, strict=False)
+    with naming_crl():
+        return read_crl_content(crl.der, strict=False)
 
 
 def check_revocation(

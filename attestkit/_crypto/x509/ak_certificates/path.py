@@ -153,7 +153,7 @@ class _Search:
         found = self._extend((("AK certificate", leaf),))
         if found is not None:
             return found
-        # The longest path came closest; of equally long ones, the first.
+        # The longest path gives the most specific error; of equally long ones, the first.
         _, problem = max(self._problems, key=lambda pair: pair[0])
         raise problem
 
@@ -226,8 +226,8 @@ def _verified(
 def _missing(name: str, certificate: PathCertificate) -> IssuerMissingError:
     issuer = shown(_common_name(certificate.issuer)) or "its issuer"
     return IssuerMissingError(
-        f"{name}: the certificate of its issuer, {issuer}, is missing, and it is no trusted root; "
-        "pass it in ak_certificates, or let the verifier fetch it",
+        f"{name}: the certificate of its issuer, {issuer}, is missing, and the certificate is not "
+        "a trusted root; pass the issuer's in ak_certificates, or let the verifier fetch it",
         certificate,
     )
 

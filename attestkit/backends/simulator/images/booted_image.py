@@ -153,7 +153,8 @@ def _machine_shape(vm_config: str) -> MachineShape:
     try:
         return MachineShape.from_vm_config(VmConfig.parse(vm_config).fields)
     except FormatError as error:
-        raise UsageError(f"vm_config: {error}", reason="wrong_value") from error
+        text = str(error).removeprefix("vm_config: ")
+        raise UsageError(f"vm_config: {text}", reason="wrong_value") from error
 
 
 def _snp_launch(vm_config: str | None) -> SnpLaunch:
@@ -165,4 +166,5 @@ def _snp_launch(vm_config: str | None) -> SnpLaunch:
             return _DEFAULT_LAUNCH
         return read_snp_launch(config)
     except FormatError as error:
-        raise UsageError(f"vm_config: {error}", reason="wrong_value") from error
+        text = str(error).removeprefix("vm_config: ")
+        raise UsageError(f"vm_config: {text}", reason="wrong_value") from error

@@ -108,7 +108,7 @@ def _parse_json(option: str, text: str) -> Properties:
     try:
         values = strict_json.read_object(text, option)
     except FormatError as error:
-        raise UsageError(f"{option}: {error}", reason="wrong_value") from error
+        raise UsageError(str(error), reason="wrong_value") from error
     found: Properties = {}
     for name, value in values.items():
         if isinstance(value, bool):

@@ -17,7 +17,7 @@ from attestkit.measure.acpi.qemu.qemu_options import (
 )
 from attestkit.measure.acpi.qemu.user_command import UserCommand, clean_command
 from tests.measure.acpi.machines import needs_qemu, shape_of
-from tests.raising import raises
+from tests.raising import raises, repeated_subjects
 from tests.runner.cases import every_case
 
 VERSION = QemuVersion(10, 0, 13)
@@ -275,8 +275,9 @@ def test_clean_command_of_ubuntu_guest_runs() -> None:
 )
 def test_clean_command_rejects_option(options: list[str], reason: str) -> None:
     """Options with an unknown effect on the tables are refused, and so are unsafe values."""
-    with raises(UsageError, reason):
+    with raises(UsageError, reason) as caught:
         clean(*options)
+    assert not repeated_subjects(caught.value)
 
 
 def test_clean_command_limits_words_together() -> None:
