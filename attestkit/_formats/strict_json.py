@@ -332,7 +332,7 @@ def member_spans(text: str) -> dict[str, tuple[int, int]]:
 
 
 def _skip(text: str, at: int) -> int:
-    """Return the index of the first character, from index `at` on, that is no white space."""
+    """Return the index of the first character, from index `at` on, that is not white space."""
     while at < len(text) and text[at] in _SPACE:
         at += 1
     return at

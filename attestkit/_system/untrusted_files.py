@@ -340,7 +340,7 @@ def _resolve(folders: list[int], name: str) -> str:
 
 
 def _link_target(name: str, folder: int) -> str | None:
-    """Return the target of the symbolic link `name` in a directory; None if it is no link.
+    """Return the target of the symbolic link `name` in a directory; None if it is not a link.
 
     `folder` is a descriptor of the directory.
     """

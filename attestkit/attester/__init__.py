@@ -217,6 +217,8 @@ class Attester(Generic[B_co]):
         Raises:
             UsageError: If `report_data` has more than 64 bytes.
             UnsupportedError: If the platform has no TDX quotes; use `attest`.
+            ReplayError: If the evidence comes from a guest agent, and its event log does not replay
+                to the registers in the quote.
             BackendError: If the platform returns no quote, a malformed one, or one over other
                 report data.
         """

@@ -26,7 +26,7 @@ MEANINGS: Final = {
     POLICY: "refused by policy",
     UNREADABLE: "unreadable input",
 }
-"""What the codes mean in every command, unless its help says more."""
+"""Meaning of the codes in every command, unless its help is more specific."""
 
 # The first match counts: PolicyError is a subclass of VerificationError.
 _EXIT_CODES: Final[tuple[tuple[type[errors.AttestKitError], int], ...]] = (

@@ -40,6 +40,7 @@ def replay_file(
 
     Raises:
         FormatError: If `log` contains no event log, or `against` no registers of a TD.
+        VerificationError: As `identify_file`.
         UsageError: If the options do not fit the log.
     """
     found = identify_file(log)

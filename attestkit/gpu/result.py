@@ -37,7 +37,7 @@ class RimFacts(NamedTuple):
 
 
 class OcspFacts(NamedTuple):
-    """What a verified OCSP answer states about a certificate of a device or manifest."""
+    """Statement of a verified OCSP answer about a certificate of a device or manifest."""
 
     subject: str  # the certificate's role, such as the provisioner's CA
     status: Literal["good", "hold"]

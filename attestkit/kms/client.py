@@ -143,6 +143,7 @@ class KmsClient:
             KmsError: If no URL released keys that pass all checks; `failures` has the error of
                 each URL.
             UsageError: If there is no attester.
+            FormatError: If the VM configuration is malformed.
             BackendError: And other errors of the attester.
         """
         if self._attester is None:

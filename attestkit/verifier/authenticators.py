@@ -135,6 +135,7 @@ class Authenticators:
                 SubjectPublicKeyInfo, or that itself in DER.
 
         Raises:
+            FormatError: If a part of the evidence is malformed.
             VerificationError: If a signature or certificate chain is not valid.
             CollateralError: If collateral is required, but missing or malformed; a FetchNeededError
                 if a request is needed, and `fetch` is false.

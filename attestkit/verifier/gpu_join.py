@@ -288,6 +288,8 @@ def read_gpu_input(data: bytes) -> "GpuEvidence | bytes":
 
     Raises:
         FormatError: If `data` is neither JSON of GPU evidence nor output of nvattest at boot.
+        GpuEvidenceError: If nvattest failed and wrote no tokens (`nras_result`), or tokens and
+            their hashes differ (`nras_digest`).
     """
     if _BOOT_OUTPUT in data:
         _read_boot_output(data)

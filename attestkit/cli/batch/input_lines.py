@@ -262,6 +262,7 @@ def _with_evidence(entry: BatchEntry, data: bytes, defaults: EntryDefaults) -> B
 
     Raises:
         FormatError: If the data are malformed, or an RA-TLS certificate.
+        VerificationError: As `identify`.
     """
     if data[:1] and data[0] not in _PRINTABLE and data[:2] != b"\x30\x82":
         return entry._replace(evidence=data)  # parsed by the verifier, in a worker

@@ -119,6 +119,7 @@ def _verify(
         now: Verification time, aware.
 
     Raises:
+        FormatError: If it is malformed.
         SignatureError: If no key verifies it.
         VerificationError: If it is expired, or an expected value differs.
     """

@@ -121,7 +121,7 @@ def _find_public_key(recipient: _Recipient) -> bytes:
 
     Raises:
         UsageError: If options are missing or exclude each other, or a value is not hex.
-        VerificationError: If no trusted KMS signed the key.
+        VerificationError, FormatError: As `_verify_key`.
     """
     signed = recipient.app_id is not None and bool(recipient.kms_root_keys)
     given = recipient.app_id is not None or bool(recipient.kms_root_keys)

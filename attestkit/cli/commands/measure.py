@@ -265,12 +265,15 @@ def _find_shape(
 def _measure_command(
     boot: guest.BootFiles, machine: guest.MachineOptions, qemu: Path | None
 ) -> "_Measured":
-    """Measure the machine of a QEMU command line, with its boot files unless options name some.
+    """Measure the machine of a QEMU command line.
+
+    Its boot files are those that the command line names, unless options name others.
 
     `qemu` is the path of QEMU's program, which is run.
 
     Raises:
         UsageError: If `qemu` is None, or options exclude each other.
+        FormatError, ConfigError, BackendError: As `tdx_command`.
     """
     from attestkit.measure.command_guest import command_files, tdx_command
     from attestkit.measure.diagnosis.guest_inputs import GuestInputs

@@ -150,6 +150,7 @@ def parse_gpu_evidence(data: bytes) -> "GpuEvidence | bytes":
 
     Raises:
         FormatError: If the data is neither.
+        GpuEvidenceError: If nvattest failed, or its tokens and their hashes differ.
     """
     from attestkit.verifier.gpu_join import read_gpu_input
 

@@ -321,7 +321,7 @@ class AciOpener:
         return found
 
     def feed(self, data: bytes) -> bytes:
-        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+        """Decrypt the next bytes of the answer's body; the result may be empty.
 
         Args:
             data: The next bytes of the body, cut anywhere.

@@ -46,7 +46,7 @@ class EhbpSealing:
     """
 
     not_proven: Final = (_OPEN, "that an answer is complete, unless its content has its own end")
-    """What the encryption does not protect, in a few words each, for `Proof.not_proven`."""
+    """Limits of the encryption, in a few words each, for `Proof.not_proven`."""
 
     def __init__(self, public_key: bytes) -> None:
         self._public_key = public_key
@@ -149,7 +149,7 @@ class EhbpOpener:
         return headers
 
     def feed(self, data: bytes) -> bytes:
-        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+        """Decrypt the next bytes of the answer's body; the result may be empty.
 
         An answer that is not encrypted is returned unchanged.
 

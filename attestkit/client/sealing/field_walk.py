@@ -18,7 +18,7 @@ Path = tuple[str | int, ...]
 """Members and indices from the document to a field."""
 
 FieldKind = Literal["text", "json", "text or json"]
-"""What a sealed field holds.
+"""Content of a sealed field.
 
 `text`: the text itself. `json`: the JSON text of any value. `text or json`: text, and the JSON text
 of a list.
@@ -63,7 +63,12 @@ class FieldTable:
 
 
 class _Walk:
-    """Common base of the walks: applies `_value` to each member and item."""
+    """Base class of the walks.
+
+    `_members` and `_items` return a copy in which each item is replaced by `_value(item, pattern,
+    path, change)`: its pattern in the FieldTable, such as `messages[].content`, its path, and the
+    function that encrypts or decrypts text.
+    """
 
     def _value(self, value: Any, pattern: str, path: Path, change: SealText) -> Any:  # noqa: ANN401 - of JSON
         raise NotImplementedError

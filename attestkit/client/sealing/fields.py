@@ -146,7 +146,7 @@ class FieldSealing:
             *protocol.not_proven,
             *((opened,) if allow_open else ()),
         )
-        """What the encryption does not protect, in a few words each, for `Proof.not_proven`."""
+        """Limits of the encryption, in a few words each, for `Proof.not_proven`."""
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
         """Encrypt the fields of a request; one without body is unchanged, and so is its answer.
@@ -255,7 +255,7 @@ class FieldOpener:
         return [(name, value) for name, value in headers if name.lower() not in _DROPPED]
 
     def feed(self, data: bytes) -> bytes:
-        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+        """Decrypt the next bytes of the answer's body; the result may be empty.
 
         JSON is decrypted as a whole by `finish`, a stream event by event. An answer that is not
         encrypted is returned unchanged.

@@ -60,7 +60,7 @@ class KemSealing:
     """
 
     not_proven: Final = ("that these are hidden: path, headers such as Authorization, and sizes",)
-    """What the encryption does not protect, in a few words each, for `Proof.not_proven`."""
+    """Limits of the encryption, in a few words each, for `Proof.not_proven`."""
 
     def __init__(
         self, key: bytes, chute: str, instance: str, take_nonce: Callable[[], str]
@@ -179,7 +179,7 @@ class KemOpener:
         return [*kept, ("Content-Type", kind)]
 
     def feed(self, data: bytes) -> bytes:
-        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+        """Decrypt the next bytes of the answer's body; the result may be empty.
 
         A stream is decrypted line by line, any other answer as a whole by `finish`. An answer with
         an error status is returned unchanged.

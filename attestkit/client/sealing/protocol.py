@@ -54,7 +54,7 @@ class Opener(Protocol):
         ...
 
     def feed(self, data: bytes) -> bytes:
-        """Return what the next bytes of the answer's body decrypt to; it may be empty.
+        """Decrypt the next bytes of the answer's body; the result may be empty.
 
         Args:
             data: The next bytes of the body, cut anywhere.
@@ -67,7 +67,7 @@ class Opener(Protocol):
 
 
 class SealedRequest(NamedTuple):
-    """A request in the form in which it is sent."""
+    """A request that is ready to be sent, encrypted unless `is_sealed` is false."""
 
     method: str
     target: str  # path and query

@@ -26,7 +26,7 @@ _WITHOUT_STATUS: Final = {"dstack-aws-nitro-tpm": "UpToDate"}  # as upstream's K
 _APP_ID_SIZE: Final = 20
 _IMAGE_HASH_SIZES: Final = (0, 32)  # bytes; empty if the configuration has none
 Role: TypeAlias = Literal["app", "kms"]
-"""What a guest requests: the keys of its app, or the roots of the KMS."""
+"""Keys that a guest requests: those of its app, or the roots of the KMS."""
 NOT_REGISTERED: Final = "app not registered"
 _NO_ROOTS: Final = "this KMS does not release its roots"
 
@@ -230,7 +230,7 @@ class KmsAuthorization(ABC):
 
     @abstractmethod
     def describe(self) -> AuthorityInfo:
-        """Return what GetMeta reports; raises as `decide`."""
+        """Return the description of this authority for GetMeta; raises as `decide`."""
 
     def choose_policy(self, _role: Role, _info: AppInfo) -> AppraisalPolicy | None:
         """Return the policy by which a guest's evidence is appraised; None for the verifier's."""

@@ -97,7 +97,7 @@ def read_decision(fields: dict[str, Any]) -> Decision:
 
 
 def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
-    """Return what an authorization server reports of itself in the members of its answer.
+    """Return the description of an authorization server in the members of its answer.
 
     Unknown members are ignored.
 
@@ -114,6 +114,11 @@ def read_authority(fields: dict[str, Any]) -> AuthorityInfo:
 
 def _request(url: str, request: Callable[[], Response], read: Callable[[dict[str, Any]], _T]) -> _T:
     """Send a request, and return the result of `read` for the JSON object in the answer.
+
+    Args:
+        url: URL for errors.
+        request: Sends the request; raises CollateralError if it fails.
+        read: Converts the JSON object; raises FormatError if it is malformed.
 
     Raises:
         KmsError: If the server at `url` fails, refuses, or its answer is malformed.

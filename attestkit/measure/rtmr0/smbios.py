@@ -136,7 +136,14 @@ def _filter_structure(area: bytes, strings: list[bytes]) -> _Structure:
 
 
 def _read_structures(table: bytes) -> Iterator[_Structure]:
-    """Yield the structures up to the end of the table, which is the first of type 127."""
+    """Yield the structures up to and including the end-of-table structure (type 127).
+
+    All are yielded if the table has none.
+
+    Raises:
+        FormatError: If the table is over `_MAX_TABLE` bytes, or a structure is truncated or has an
+            invalid size.
+    """
     require_bytes("SMBIOS table", table)
     if len(table) > _MAX_TABLE:
         raise _error(f"{len(table)} bytes exceed the limit of {_MAX_TABLE}", "too_large", 0)

@@ -116,7 +116,11 @@ class TimeoutChecker:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, connections: set[Any], loop: asyncio.AbstractEventLoop) -> None:
-        """Check these connections periodically in the event loop, as long as there are any."""
+        """Check these connections periodically in the event loop, as long as there are any.
+
+        Does nothing if the timer is running already. `connections` is the listener's live set; the
+        timer ends when it is empty.
+        """
         if self._timer is None:
             self._timer = loop.call_later(self._seconds, self._check, connections, loop)
 

@@ -63,7 +63,15 @@ class TlsHttpProtocol(HttpProtocol):
 
 
 class TlsAcceptor(asyncio.Protocol):
-    """A connection during its handshake, and what is received right after it."""
+    """asyncio protocol of a TLS connection until its handshake ends.
+
+    `TlsHttpProtocol` takes over then.
+
+    Args:
+        config: Configuration of the listener.
+        kwargs: Arguments of `HttpProtocol`; `server_state` is required, `_loop` defaults to the
+            running loop.
+    """
 
     def __init__(self, config: TlsConfig, **kwargs: Any) -> None:
         self._config = config

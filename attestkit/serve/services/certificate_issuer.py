@@ -81,6 +81,7 @@ class CertificateIssuer:
             UnsupportedError: If the app has no CA and no KMS, or the encoding does not define
                 evidence of the platform.
             BackendError: If the platform produces no evidence, or the KMS no valid certificate.
+            ConfigError: If the system clock is before 1970, and determines the end of the validity.
         """
         begin, end = choose_validity(args.not_before, args.not_after, self.now())
         if len(args.alt_names) > _MAX_ALT_NAMES:  # each takes time, in which others wait

@@ -79,6 +79,7 @@ class VerificationRequest(NamedTuple):
 
         Raises:
             FormatError: If the evidence or the endorsements are malformed.
+            GpuEvidenceError: If nvattest failed, or its tokens and their hashes differ.
         """
         # lazy: only with GPUs
         from attestkit.gpu import GpuEndorsements

@@ -248,14 +248,18 @@ class ItemReader:
         items: Iterable of items.
         window: Maximum number of items in flight: read and not yet released.
         most: Maximum bytes of evidence in flight; reading pauses when they are reached.
-        came: Function that the thread calls after each item that it has read, and at the end.
+        on_item: Function that the thread calls after each item that it has read, and at the end.
     """
 
     def __init__(
-        self, items: Iterable[VerificationItem], window: int, most: int, came: Callable[[], object]
+        self,
+        items: Iterable[VerificationItem],
+        window: int,
+        most: int,
+        on_item: Callable[[], object],
     ) -> None:
         self._items: Iterable[VerificationItem] | None = items
-        self._window, self._most, self._came = window, most, came
+        self._window, self._most, self._on_item = window, most, on_item
         self._changed = Condition()
         self._queue: deque[_QueuedItem] = deque()
         self._taken = self._size = 0  # in flight
@@ -276,7 +280,7 @@ class ItemReader:
             stack.push(self._end)
             items = self._iterator()
             while self._has_room() and self._read_item(items):
-                self._came()
+                self._on_item()
 
     def _iterator(self) -> Iterator[VerificationItem]:
         """Return the items' iterator; drop the iterable, so that a generator is closed in time."""
@@ -316,7 +320,7 @@ class ItemReader:
         """
         with self._changed:
             self._ended, self._error = True, None if self._stopped else error
-        self._came()
+        self._on_item()
         return True
 
     def is_over(self) -> bool:

@@ -255,10 +255,14 @@ def _check_answer(answer: OcspAnswer, authority: PathCertificate, expected: _Exp
 
 @lru_cache(maxsize=512)
 def _check_signed(response: bytes, issuer: bytes) -> None:
-    """Check responder's certificate and signature of `response`, which depend on no time.
+    """Check the responder's certificate and the signature of `response`.
 
     `response` is an OCSPResponse and `issuer` the certificate of the checked certificate's issuer,
-    both in DER.
+    both in DER. These checks do not depend on the time, so the result is cached.
+
+    Raises:
+        SignatureError: If the issuer did not issue the responder's certificate, or it must not sign
+            answers (`ocsp_responder`), or the signature is not valid (`ocsp_bad_signature`).
     """
     answer, authority = read_ocsp_answer(response), read_kept_certificate(issuer)
     responder = answer.responder

@@ -303,6 +303,7 @@ def _check_signature(members: AnswerObject, keys: Mapping[str, bytes]) -> None:
         keys: Ed25519 keys of the keyset, 32 bytes each, by key id.
 
     Raises:
+        FormatError: If a member is malformed.
         ServiceError: If the signature is not valid by one of `keys` (reason `signature`).
     """
     signature = members.hex("signature", 64)

@@ -269,6 +269,7 @@ def check_kind(members: AnswerObject, nonce: bytes) -> None:
     """Refuse an answer with `attestation_type`: it has evidence that is not of vllm-proxy.
 
     Raises:
+        FormatError: If it has that member, and its nonce is malformed.
         ServiceError: If it has that member: with reason `nonce_echo` if its nonce is not `nonce`,
             else `no_attestation`.
     """

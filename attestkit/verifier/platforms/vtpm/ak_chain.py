@@ -125,6 +125,7 @@ class AkChains:
             fetcher: Fetches missing certificates and CRLs; None fetches nothing.
 
         Raises:
+            FormatError: If `trust_anchor` is malformed.
             UsageError: If a root, certificate or CRL is malformed.
         """
         if trust_anchor is not None:
