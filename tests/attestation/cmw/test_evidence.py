@@ -29,7 +29,7 @@ from tests.attestation.samples import (
     V2,
     is_rejected,
 )
-from tests.raising import raises
+from tests.raising import raises, repeated_subjects
 from tests.runner.cases import every_case
 from tests.untyped import untyped
 from tests.verifier.platforms import intel
@@ -372,8 +372,9 @@ def test_enclosed_collateral_if_malformed_fails_on_access(text: bytes) -> None:
     """The evidence is read; access to the collateral raises the error."""
     found = read_collection(sample_parts() | {"collateral": [MEDIA_TYPES["collateral"], text, 2]})
     assert found == Attestation(KINDS[0])
-    with raises(FormatError, "wrong_value", start="collateral: "):
+    with raises(FormatError, "wrong_value", start="collateral: ") as caught:
         _ = found.enclosed_collateral
+    assert not repeated_subjects(caught.value)
 
 
 def test_verifier_ignores_enclosed_collateral() -> None:

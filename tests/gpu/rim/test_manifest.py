@@ -1,15 +1,18 @@
 """Content of RIMs: samples, and what is rejected although it is signed."""
 
 import pickle
+from dataclasses import replace
 
 import pytest
 
-from attestkit.errors import FormatError
+from attestkit.errors import FormatError, GpuEvidenceError
 from attestkit.gpu.rim.document import read_document
 from attestkit.gpu.rim.manifest import MAX_MEASUREMENTS, Rim, RimMeasurement, read_measurements
 from attestkit.gpu.rim.verification import verify_rim
 from tests.gpu.rim import samples
 from tests.gpu.rim.rims import HASHES, NOW, manifest, resource, sign, signer
+from tests.gpu.simulated_machine import NONCE, machine, verify_machine
+from tests.gpu.simulated_machine import NOW as MACHINE_NOW
 from tests.raising import raises
 from tests.runner.cases import every_case
 
@@ -177,6 +180,16 @@ def test_malformed_certificate_is_rejected() -> None:
     certificates = [*signer().certificates[:2], b"\x30\x00", signer().root]
     with raises(FormatError, "truncated", "wrong_type", "syntax", start="RIM: certificate 2: "):
         Rim.parse(sign(GOOD, certificates=certificates))
+
+
+def test_malformed_manifest_of_a_device_is_named_once() -> None:
+    """The error names the malformed manifest, and names it once."""
+    gpus = machine(1)
+    good = gpus.endorsements(MACHINE_NOW.timestamp(), NONCE)
+    changed = replace(good, rims=dict.fromkeys(good.rims, sign(manifest([]))))
+    with raises(GpuEvidenceError, "driver_rim_format", part=": driver RIM: ") as caught:
+        verify_machine(gpus, endorsements=changed)
+    assert ": RIM: " not in str(caught.value)
 
 
 def test_largest_manifest_is_accepted() -> None:
