@@ -68,8 +68,10 @@ class IssuerFetcher:
         """Return the cached body of `url`; None if it must be requested.
 
         Raises:
-            CollateralError: If the last request failed less than a minute ago.
+            CollateralError: If `url` is not of an allowed host, or the last request failed less
+                than a minute ago.
         """
+        _check_url(url, self._hosts)
         found = self._answers.find(url)
         if found is None:
             found = self._verified.find(url)

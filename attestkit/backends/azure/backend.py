@@ -55,7 +55,8 @@ REFRESH_SECONDS: Final = 3.0
 _NOT_AZURE: Final = "this is not a confidential VM of Azure"
 _CREATE: Final = "create the VM with the security type ConfidentialVM"
 _RESTART: Final = "restart the VM, whose paravisor makes it"
-_ATTEMPTS: Final = 4  # reads of the report after the user data were written
+_ATTEMPTS: Final = 4  # at a consistent report, and at one with the user data that were written
+_BOUND: Final = {"snp": slice(0x50, 0x90), "tdx": slice(0x80, 0xC0)}  # report data in reports
 
 
 class Paravisor:
@@ -81,6 +82,24 @@ class Paravisor:
         Raises:
             BackendUnavailableError: If the TPM has no HCL report (`missing`), or it is malformed or
                 not of an SEV-SNP or TDX VM (`wrong_platform`).
+            BackendError: If the TPM fails, or the report changes while it is read, each time
+                (`wrong_report_data`).
+        """
+        for _ in range(_ATTEMPTS):
+            raw, report = self.read_once()
+            if report.binds(report.hardware_report[_BOUND[report.report_type]]):
+                return raw, report
+        text = (
+            f"NV index {HCL_REPORT:#010x}: the hardware report is not over the runtime data; "
+            "another process may have read the HCL report meanwhile, which renews it: retry"
+        )
+        raise failed(self.path, text, "wrong_report_data")
+
+    def read_once(self) -> tuple[bytes, HclReport]:
+        """Return what `read_report` does, but the paravisor may have renewed it between two pieces.
+
+        Raises:
+            BackendUnavailableError: As `read_report`.
             BackendError: If the TPM fails.
         """
         raw = self._client.read_nv_index(HCL_REPORT)
@@ -104,7 +123,7 @@ class Paravisor:
 
         Raises:
             BackendUnavailableError: As `read_report`.
-            BackendError: If the TPM fails, or the report has other user data each time, because
+            BackendError: As `read_report`, or if the report has other user data each time, because
                 another process wrote them or the paravisor does not refresh the report
                 (`wrong_report_data`).
         """
@@ -232,7 +251,7 @@ class AzureBackend(TpmGuest):
         """
         paths = find_kernel_paths() if paths is None else paths
         with open_tpm(None, paths) as client:
-            Paravisor(client).read_report()
+            Paravisor(client).read_once()
 
     @classmethod
     def probe_for_detection(cls, paths: KernelPaths | None = None) -> None:

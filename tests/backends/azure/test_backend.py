@@ -36,7 +36,7 @@ from attestkit.report_data import ReportData
 from attestkit.testing.contract import BackendContract
 from attestkit.tpm import TpmsAttest
 from attestkit.verifier.claims import Authenticated
-from tests.attestation.hcl import hcl_bytes
+from tests.attestation.hcl import MODULUS, hcl_bytes
 from tests.backends.azure.confidential_vm import ConfidentialVm
 from tests.backends.azure.imds_server import json_response, status_response
 from tests.backends.tpm.templates import EVERY_PCR
@@ -266,6 +266,39 @@ def test_azure_backend_loses_a_race_for_the_user_data(create_vm: CreateVm) -> No
         vm.backend().collect_evidence(REPORT_DATA)
 
 
+class SharedTpm(StreamTransport):
+    """A TPM whose HCL report the paravisor renews while this process reads it."""
+
+    def __init__(self, vm: ConfidentialVm, times: int) -> None:
+        inner = vm.tpm.transport
+        self.path, self.lock, self.inner, self.vm = inner.path, inner.lock, inner, vm
+        self.left = times
+
+    def exchange(self, command: bytes, seconds: float) -> bytes:
+        """Renew the report before its second piece is read."""
+        if command[6:10] == b"\0\0\1\x4e" and command[-2:] == b"\4\0" and self.left:
+            self.left -= 1
+            self.vm.tpm.nv_write(USER_DATA, bytes([self.left + 1]) * 64)
+            self.vm.refresh()
+        return self.inner.exchange(command, seconds)
+
+
+@both
+def test_azure_backend_reads_a_report_again_that_changed_meanwhile(
+    create_vm: CreateVm, kind: str
+) -> None:
+    """The pieces of one read are of one report; a report that changes each time is an error."""
+    vm = create_vm(kind)
+    vm.tpm.nv_define(USER_DATA, 64)
+    for times in (1, 3):
+        client = TpmClient(SharedTpm(vm, times), seconds=60, key_seconds=60)
+        found = vm.backend(client=client, user_data=False).collect_evidence(REPORT_DATA)
+        assert HclReport.parse(found.hcl_report).content.user_data == bytes([1]) * 64
+    client = TpmClient(SharedTpm(vm, 4), seconds=60, key_seconds=60)
+    with raises(BackendError, "wrong_report_data"):
+        vm.backend(client=client, user_data=False).collect_evidence(REPORT_DATA)
+
+
 def test_azure_backend_accepts_an_early_paravisor(create_vm: CreateVm) -> None:
     """A paravisor without user data makes evidence in which only the quote is fresh."""
     vm = create_vm()
@@ -321,7 +354,8 @@ def test_azure_backend_without_report_is_unavailable(create_vm: CreateVm) -> Non
 def test_azure_backend_with_another_key_is_refused(create_vm: CreateVm) -> None:
     """The key at the handle must be that of the report."""
     vm = create_vm()
-    vm.write_report(hcl_bytes(size=2048))
+    vm.modulus = MODULUS
+    vm.refresh()
     with raises(BackendError, "platform_changed"):
         vm.backend(user_data=False).collect_evidence(REPORT_DATA)
     vm.tpm.evict_control(AK_HANDLE, AK_HANDLE)

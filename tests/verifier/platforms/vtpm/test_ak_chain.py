@@ -20,6 +20,7 @@ from attestkit.errors import (
     UsageError,
 )
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
+from tests.raising import raises
 from tests.runner.cases import every_case
 from tests.vectors import data, needs_shared
 
@@ -261,6 +262,16 @@ def test_a_function_before_the_request_can_forbid_it() -> None:
     assert not server.requested
     verify(found)
     assert verify(found, before_fetch=forbid) == PASSED
+
+
+def test_no_request_is_needed_where_none_may_be_sent() -> None:
+    """An address that is never requested is not one for which the caller must wait."""
+    asked: list[str] = []
+    session = IssuerFetcher(Server()).session(lambda: asked.append("before"))
+    for _ in range(MAX_REQUESTS + 1):
+        with raises(CollateralError, "fetch_failed"):
+            session.certificate(("http://ca.invalid/intermediate.crt",))
+    assert not asked
 
 
 def test_google_does_not_trust_the_composed_root() -> None:
