@@ -153,7 +153,7 @@ class GcpAuthenticator:
             leaf, self._chains.google, now, beside=beside, before_fetch=before_fetch
         )
         found = _combine(hardware, quote, certified, platform.report)
-        return found._replace(steps=(*found.steps, *form_steps(key)))
+        return found._replace(steps=(*found.steps, *form_steps(key, by_google=True)))
 
 
 def _combine(

@@ -219,6 +219,7 @@ def test_parts_that_are_not_verified_are_listed() -> None:
     raw = made(tee="sev-snp", tee_evidence=b"x", canonical_event_log=b"cel") + b"\x52\0"
     found = authenticate(raw, SPKI)
     assert steps_of(found)[3:] == [
+        ("attestation_key", "caution"),
         ("ak_revocation", "skipped"),
         ("hardware_to_ak", "skipped"),
         ("ak_to_hardware", "skipped"),

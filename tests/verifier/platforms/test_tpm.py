@@ -90,6 +90,7 @@ def test_tpm_with_listed_key_is_authentic() -> None:
         ("tpm_quote", "passed"),
         ("tpm_clock", "passed"),
         ("attestation_key", "passed"),
+        ("attestation_key", "caution"),
         ("ak_revocation", "skipped"),
         ("hardware_to_ak", "skipped"),
     ]
@@ -134,6 +135,7 @@ def test_tpm_with_certified_key_is_authentic() -> None:
     assert [check for check, _ in outcomes(found)] == [
         "tpm_quote",
         "tpm_clock",
+        "attestation_key",
         "attestation_key",
         "ak_certificate",
         "ak_revocation",
@@ -185,10 +187,20 @@ def test_tpm_key_that_signs_other_data_is_refused(attributes: int) -> None:
         authenticate(ak_public=public_area(attributes))
 
 
-def test_tpm_with_bare_key_reports_that_attributes_are_unknown() -> None:
-    """A SubjectPublicKeyInfo has no attributes: a caution."""
-    found = authenticate(ak_public=SPKI)
-    assert ("attestation_key", "caution") in outcomes(found)
+@pytest.mark.parametrize("public", [SPKI, public_area()], ids=["key", "area"])
+def test_tpm_reports_that_nothing_confirms_the_attributes_of_its_key(public: bytes) -> None:
+    """A SubjectPublicKeyInfo has no attributes, and a public area is the sender's: a caution."""
+    for trusted, chain in ((None, ()), (certified(), certificates())):
+        found = authenticate(ak_public=public, trusted=trusted, ak_certificates=chain)
+        assert ("attestation_key", "caution") in outcomes(found)
+
+
+def test_tpm_key_that_google_certifies_is_restricted() -> None:
+    """Google certifies only restricted keys; only a missing public area is a caution."""
+    google = AkTrust(AkChains(authority()[0].der), (), NOW)
+    for public, expected in ((public_area(), False), (b"", True)):
+        found = authenticate(trusted=google, ak_certificates=certificates(), ak_public=public)
+        assert (("attestation_key", "caution") in outcomes(found)) is expected
 
 
 def test_tpm_report_data_that_a_quote_stands_for_are_restored() -> None:

@@ -176,6 +176,10 @@ class AkChains:
         keys = {root_key(root) for root in google_roots()}
         return all(root.spki in keys for _, root in self.google)
 
+    def is_google(self, path: AkPath) -> bool:
+        """Return whether a path ends at a root of Google, or at the trust anchor in its place."""
+        return path.chain[-1] in {root.der for _, root in self.google}
+
     def verify(
         self,
         leaf: bytes,
@@ -207,7 +211,7 @@ class AkChains:
         known = self._known_authorities(beside)
         session = None if self._fetcher is None else self._fetcher.session(before_fetch)
         path = self._find_path(key, known, roots, now, usages=usages, session=session)
-        is_google = path.chain[-1] in {root.der for _, root in self.google}
+        is_google = self.is_google(path)
         # Only Google's CRLs are at the hosts to which requests are sent.
         revocation = self._check_revocation(
             path, now, session if is_google else None, is_google=is_google

@@ -49,7 +49,7 @@ class AttestationKey(NamedTuple):
 
     spki: bytes  # DER SubjectPublicKeyInfo
     scheme: tuple[str, str] | None  # algorithm and hash of its TPMT_PUBLIC; None if not known
-    is_restricted: bool = False  # by its TPMT_PUBLIC it signs only data that the TPM made
+    is_restricted: bool = False  # by its TPMT_PUBLIC, which nothing signs
 
     def verify_quote(
         self, quote: "QuoteParts", wanted: Sequence[PcrSelection] = ()
@@ -106,7 +106,7 @@ class AkTrust(NamedTuple):
                 fetched; CollateralExpiredError if one is not valid at `now`.
         """
         listed = is_listed(key.spki, self.trusted_aks)
-        form = form_steps(key)
+        form = form_steps(key, by_google=False)
         text = f"the policy lists the attestation key {sha256(key.spki).hex()}"
         named = passed("attestation_key", text)
         simulated = any(map(names_simulator, certificates))
@@ -130,6 +130,7 @@ class AkTrust(NamedTuple):
             problem = skipped("ak_certificate", f"the certificate was not verified: {error}")
             return CertifiedKey("listed", None, (named, *form, problem, _UNCERTIFIED), simulated)
         certified = passed("attestation_key", "the attestation key is that of its certificate")
+        form = form_steps(key, by_google=self.chains.is_google(found.path))
         simulated = simulated or any(map(names_simulator, found.path.chain))
         return CertifiedKey("certificate", found, (certified, *form, *found.steps), simulated)
 
@@ -182,14 +183,23 @@ def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:
     )
 
 
-def form_steps(key: AttestationKey) -> tuple[VerificationStep, ...]:
-    """Return a caution if the key's attributes are unknown: it may not be a restricted key.
+def form_steps(key: AttestationKey, *, by_google: bool) -> tuple[VerificationStep, ...]:
+    """Return a caution if the key may be unrestricted, and sign data that the TPM did not make.
 
-    If they are known, the result is empty.
+    Certificates and lists cover the key without its attributes.
+
+    Args:
+        key: The key.
+        by_google: Whether a certificate of Google certifies it: Google's keys are restricted.
     """
-    if key.is_restricted:
+    if key.is_restricted and by_google:
         return ()
     text = "the evidence lacks the key's public area, so its attributes were not checked"
+    if key.is_restricted:
+        text = (
+            "the key's attributes are checked as the evidence states them; neither certificate nor "
+            "list confirms them"
+        )
     return (caution("attestation_key", text),)
 
 
