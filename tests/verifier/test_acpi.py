@@ -26,6 +26,7 @@ from tests.verifier.policy.policy_samples import (
     authenticated,
     bare_claims,
     claims,
+    register,
     result,
     rules,
     vtpm,
@@ -149,12 +150,27 @@ def test_executables_claim_at_google_requires_that_the_hardware_names_the_tpm(
     *, joined: bool
 ) -> None:
     """The TPM measures the image there; without the join it may be another machine's."""
-    rtmr0 = dict(claims().registers)["rtmr0"]
-    pinned = rules(os_image_hash=(IMAGE_HASH,), reference_values=pin_registers({"rtmr0": rtmr0}))
+    pinned = rules(os_image_hash=(IMAGE_HASH,), reference_values=pin_registers(boot_of_td()))
     joins = ("hardware_to_ak", "ak_to_hardware") if joined else ("ak_to_hardware",)
     found = claims("dstack-gcp-tdx", vtpm=vtpm(joins=joins))
     vector = trustworthiness_vector(result(found, policy=pinned))
     assert ("executables" in vector) == joined
+
+
+def boot_of_td() -> dict[str, bytes]:
+    """Return the registers of a TD's firmware and boot."""
+    registers = dict(claims("dstack-gcp-tdx").registers)
+    return {name: registers[name] for name in ("mrtd", "rtmr0", "rtmr1", "rtmr2")}
+
+
+@pytest.mark.parametrize("missing", ["mrtd", "rtmr0", "rtmr1", "rtmr2"])
+def test_executables_claim_at_google_requires_the_registers_of_the_boot(missing: str) -> None:
+    """The PCRs there have firmware and UKI, and not its command line or what it loads."""
+    some = {name: value for name, value in boot_of_td().items() if name != missing}
+    found = claims("dstack-gcp-tdx", vtpm=vtpm(joins=("hardware_to_ak", "ak_to_hardware")))
+    for pins in (some, {**some, missing: register(0x77)}):
+        policy = rules(os_image_hash=(IMAGE_HASH,), reference_values=pin_registers(pins))
+        assert "executables" not in trustworthiness_vector(result(found, policy=policy))
 
 
 def test_recomputed_tables_count_as_pinned() -> None:

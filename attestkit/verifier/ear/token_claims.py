@@ -13,7 +13,8 @@ runtime-opaque. The facts of a TPM are `vtpm` of the result. ACPI tables are cod
 the kernel executes (see `policy.reference_values`): those of a TD are pinned by a reference value
 of RTMR0, or recomputed by a verifier with images; an enclave has none from its operator; and those
 of an SEV-SNP guest are not measured, so that executables is never set for an SEV-SNP guest. Nor is
-it for a guest of Google whose hardware evidence does not name the TPM that measured the image. If
+it for a guest of Google whose hardware evidence does not name the TPM that measured the image, or
+without reference values of MRTD, RTMR1 and RTMR2: the quoted PCRs have UKI, but no command line. If
 the root is not the vendor's, hardware is 97 (unrecognized hardware) and is the only claim, because
 all others depend on it.
 
@@ -45,6 +46,7 @@ import msgspec
 from attestkit.errors import FormatError
 from attestkit.gpu.architectures import NVDEC_INDEX
 from attestkit.verifier.claims import TcbStatus
+from attestkit.verifier.policy.platforms import GCP_TDX
 from attestkit.verifier.policy.reference_values import has_pinned_tables
 from attestkit.verifier.result import AttestationResult
 
@@ -96,6 +98,7 @@ _MISCONFIGURED: Final = (
     TcbStatus.TD_RELAUNCH_ADVISED_CONFIGURATION_NEEDED,
     TcbStatus.OUT_OF_DATE_CONFIGURATION_NEEDED,
 )
+_LOADED: Final = ("mrtd", "rtmr1", "rtmr2")
 _PREFIX: Final = "nvidia-"
 _MOST: Final = 64
 _Claim = Annotated[int, msgspec.Meta(ge=-128, le=127)]
@@ -166,8 +169,13 @@ def _names_executables(result: AttestationResult) -> bool:
     policy, vtpm = result.policy, result.claims.vtpm
     if vtpm is not None and vtpm.joins == ("ak_to_hardware",):
         return False  # the TPM that measured the image may be another machine's
+    pinned = policy.reference_values.rules
+    if result.claims.platform == GCP_TDX and not all(
+        result.claims.get(name) in pinned.get(name, ()) for name in _LOADED
+    ):
+        return False  # the quoted PCRs contain neither the command line nor what the kernel loads
     image = result.claims.os_image_hash in (policy.os_image_hash or ())
-    return image and has_pinned_tables(result.claims, policy.reference_values.rules)
+    return image and has_pinned_tables(result.claims, pinned)
 
 
 def _hardware(status: TcbStatus) -> int:

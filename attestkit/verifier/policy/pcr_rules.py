@@ -6,7 +6,7 @@ from typing import Final, TypeAlias
 
 from attestkit._outcomes.steps import VerificationStep, passed, skipped
 from attestkit.errors import PolicyError, UsageError
-from attestkit.tpm.pcrs import LOGGED_PCRS, format_pcrs, start_value
+from attestkit.tpm.pcrs import FIRMWARE_PCRS, LOGGED_PCRS, format_pcrs, start_value
 from attestkit.verifier.claims import VtpmFacts
 from attestkit.verifier.policy.rules import accepted_values, format_values, matches_any
 
@@ -73,11 +73,12 @@ def appraise_pcrs(
         rules: Normalised rules.
         vtpm: Facts of the quote.
         firmware_log: Whether the PCRs that the firmware's log explains, if extended, must be
-            explained by it or have a rule.
+            explained by it or have a rule; without rules it must explain PCRs 0 to 7 of a bank.
 
     Raises:
         PolicyError: If a PCR of a rule is not quoted, or its value is not accepted; or with
-            `firmware_log`, if a PCR is neither explained nor in a rule.
+            `firmware_log`, if a PCR is neither explained nor in a rule, or there are no rules and
+            no bank whose PCRs 0 to 7 are quoted and explained.
     """
     for name, wanted in rules:
         bank, index = _bank_and_index(name)
@@ -111,3 +112,12 @@ def _require_log(named: Collection[str], vtpm: VtpmFacts) -> None:
                 "the firmware, or accept this value in pcrs",
                 reason="pcrs",
             )
+    if named:
+        return
+    # Every firmware extends PCRs 0 to 7; a bank that it does not extend states nothing of the boot.
+    if not any({(bank, one) for one in FIRMWARE_PCRS} <= {*vtpm.replayed} for bank in BANK_SIZES):
+        raise PolicyError(
+            f"PCRs 0 to 7: no event log explains those of {', '.join(BANK_SIZES)}; quote all PCRs "
+            "of a bank that the firmware extends, include its log, or accept values in pcrs",
+            reason="pcrs",
+        )

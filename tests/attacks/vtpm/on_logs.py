@@ -173,6 +173,13 @@ def quote(extra: bytes = BOUND, key: P256Key = KEY, **pcrs: bytes) -> GoTpmTools
     return sign_quote(extra, pcrs_of(**values), key)
 
 
+@attacks.attempt("forge", PolicyError, "pcrs")
+def quote_of_a_bank_that_no_firmware_extends() -> object:
+    """Zero PCRs need no log, whatever was booted."""
+    unused = sign_quote(BOUND, pcrs_of("sha512"), KEY)
+    return check_message(message()._replace(quotes=(unused,), event_log=b""), rules={"pcrs": ()})
+
+
 @attacks.attempt("recombine", SignatureError, "tpm_quote_bad_signature")
 def second_quote_by_a_key_of_the_attacker() -> object:
     """go-tpm-tools stops at the first quote that verifies."""

@@ -1,6 +1,7 @@
 """Verification of Google's TPM quotes: composed evidence of every stop, and altered evidence."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ from attestkit.verifier.evidence.checks import (
     app_info,
     key_time_app_info,
 )
+from attestkit.verifier.os_image import check_os_image
 from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_events, _replay_log
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from tests.runner.cases import every_case
@@ -305,6 +307,32 @@ def test_the_image_is_that_of_its_measurement_document() -> None:
     other[2] = bytes(32)
     events = tuple(TpmEventDigest(2, digest) for digest in other)
     assert "UKI hash mismatch" in check(event_log=events, pcr_values=with_replay(quote, other))
+
+
+@every_case(
+    ("change", "expected"),
+    [
+        (lambda digests: digests, ["passed"]),
+        (lambda digests: digests[:3], ["passed", "caution"]),
+        (lambda digests: [*digests, bytes(32)], ["passed", "caution"]),
+        (lambda digests: [*digests, bytes(32), bytes(32)], ["passed", "caution"]),
+        (lambda digests: [bytes(32), *digests[1:]], ["passed", "caution"]),
+    ],
+)
+def test_image_with_other_records_in_pcr_2_is_a_caution(
+    change: Callable[[list[bytes]], list[bytes]], expected: list[str]
+) -> None:
+    """Only separator, partition table, UKI and kernel are a boot of the image alone."""
+    quote = platform_of(composed()).tpm_quote
+    digests = change([one.digest for one in quote.event_log if one.pcr_index == 2])
+    log = [one for one in quote.event_log if one.pcr_index != 2]
+    found = altered(
+        event_log=(*log, *(TpmEventDigest(2, digest) for digest in digests)),
+        pcr_values=with_replay(quote, digests),
+    )
+    image, steps = check_os_image(found, None, None)
+    assert image.hash.hex() == FACTS["os_image_hash"]
+    assert [step.outcome for step in steps if step.check == "os_image"] == expected
 
 
 @pytest.mark.parametrize("claimed", ["", "genuine", "aa" * 32])

@@ -236,8 +236,9 @@ class GcpTdSimulator(_GoogleVm):
 
 
 def _records() -> tuple[boot_log.BootRecord, ...]:
-    """Return the measurements of Google's firmware, whose loader measures the UKI into PCR 2."""
+    """Return the measurements of Google's firmware, which measures UKI and kernel into PCR 2."""
     records = boot_log.uefi_records("google", boot_log.boot_application(UKI, pcr=2))
     version = boot_log.measured(0, _CRTM_VERSION, _VERSION)
     host = boot_log.measured(0, _NON_HOST, b"GCE NonHostInfo", sha256=_NON_HOST_INFO)
-    return (version, host, *records[2:])
+    kernel = boot_log.boot_application(b"kernel of the unified kernel image", pcr=2)
+    return (version, host, *records[2:-2], kernel, *records[-2:])

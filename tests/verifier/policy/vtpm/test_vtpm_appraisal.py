@@ -187,8 +187,29 @@ def test_message_of_go_tpm_tools_needs_a_log_or_values() -> None:
     some = rules(pcrs={name: values[name] for name in names[:-1]})
     assert reject("pcrs", some, bare).startswith("PCR sha384:14: ")
     fresh = vtpm(replayed=(), pcrs=(("sha512", 0, bytes(64)), ("sha1", 0, bytes([1] * 20))))
-    assert accept(rules(), claims("go-tpm-tools", vtpm=fresh))
+    assert accept(rules(pcrs={"sha512:0": bytes(64)}), claims("go-tpm-tools", vtpm=fresh))
     assert accept(rules(), claims("tpm", vtpm=vtpm(replayed=())))
+
+
+@every_case(
+    "quoted",
+    [
+        [("sha512", index, bytes(64)) for index in range(16)],
+        [("sha256", 23, register(1, 32))],
+        [("sha256", index, register(1, 32)) for index in range(7)],
+        [("sha256", index, register(1, 32)) for index in (*range(4), 5, 6, 7)]
+        + [("sha384", 4, register(1, 48))],
+        [("sha1", index, register(1, 20)) for index in range(24)] + [("sha256", 23, bytes(32))],
+    ],
+)
+def test_message_of_go_tpm_tools_quotes_the_boot_of_one_bank(quoted: Any) -> None:
+    """Without values a log must explain PCRs 0 to 7 of a bank: a quote of others states no boot."""
+    replayed = tuple((bank, index) for bank, index, value in quoted if any(value))
+    evidence = claims("go-tpm-tools", vtpm=vtpm(pcrs=tuple(quoted), replayed=replayed))
+    assert reject("pcrs", rules(), evidence).startswith("PCRs 0 to 7: ")
+    whole = tuple(("sha256", index, register(1, 32)) for index in range(8))
+    names = tuple((bank, index) for bank, index, _ in whole)
+    assert accept(rules(), claims("go-tpm-tools", vtpm=vtpm(pcrs=whole, replayed=names)))
 
 
 # -- Google ------------------------------------------------------------------------------------
