@@ -7,9 +7,11 @@ held is never released, and a result that another thread computed never arrives.
 import os
 import weakref
 from collections.abc import Callable
-from typing import Final
+from functools import partial
+from types import MethodType
+from typing import Any, Final
 
-_methods: Final["set[weakref.WeakMethod[Callable[[], object]]]"] = set()
+_methods: Final[dict[object, tuple["weakref.ref[Any]", Callable[[Any], object]]]] = {}
 
 
 def call_now_and_after_fork(method: Callable[[], object]) -> None:
@@ -19,13 +21,16 @@ def call_now_and_after_fork(method: Callable[[], object]) -> None:
         method: Creates the object's locks, and drops what only threads of the parent complete.
     """
     method()
-    _methods.add(weakref.WeakMethod(method, _methods.discard))
+    assert isinstance(method, MethodType)  # a bound method has its object and its function
+    key = object()
+    # Nothing written in Python runs when the object goes, which may be after the modules went.
+    _methods[key] = weakref.ref(method.__self__, partial(_methods.pop, key)), method.__func__
 
 
 def _after_fork() -> None:
-    for reference in list(_methods):
-        if (method := reference()) is not None:
-            method()
+    for reference, function in list(_methods.values()):
+        if (found := reference()) is not None:
+            function(found)
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
