@@ -182,7 +182,7 @@ class Payload(NamedTuple):
     Attributes:
         text: The start, as text or hex, with `...` if it is cut.
         size: Size of the whole data in bytes.
-        note: Size of the data in words if `text` is cut or hex; else empty.
+        note: Size of the data as text, such as `300 bytes`, if `text` is cut or hex; else empty.
         is_hex: Whether `text` is hex, because the data are not text.
     """
 

@@ -244,7 +244,7 @@ class AppKeys(Secret):
 
     @property
     def kms_provider(self) -> KmsProvider | None:
-        """URL and temporary CA of the KMS; None if the keys are not of a KMS, or it is not known.
+        """URL and temporary CA of the KMS; None if unknown, or if the keys are not from a KMS.
 
         The key of the temporary CA is not a secret of the app: the KMS gives it to every client.
         """

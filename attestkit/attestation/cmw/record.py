@@ -222,7 +222,8 @@ def make_collection(
         FormatError: If the number of entries is out of range, or the type is not a URI or OID.
     """
     if not 0 < len(entries) <= MAX_ENTRIES:
-        message = f"{where}: a CMW collection must have 1 to {MAX_ENTRIES} entries"
+        count = len(entries)
+        message = f"{where}: a CMW collection must have 1 to {MAX_ENTRIES} entries, not {count}"
         raise FormatError(message, reason="too_many" if entries else "missing", offset=offset)
     if kind is None:
         return Collection(entries)
@@ -261,7 +262,7 @@ def _read_collection(
 ) -> Collection:
     start = reader.at
     if count > MAX_ENTRIES + 1:
-        message = f"{where}: a CMW collection must have 1 to {MAX_ENTRIES} entries"
+        message = f"{where}: a CMW collection must have 1 to {MAX_ENTRIES} entries, not {count}"
         raise FormatError(message, reason="too_many", offset=start)
     entries: dict[Label, Cmw] = {}
     kind: str | None = None

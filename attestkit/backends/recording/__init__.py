@@ -243,7 +243,8 @@ def _make_backend(of: str | Backend, options: dict[str, object]) -> Backend:
         text = f"of: must be a name or a backend (attestkit.backends.base.Backend), not {of!r}"
         raise UsageError(text, reason="wrong_type")
     if options:
-        raise UsageError("options: `of` must be a name, not a backend", reason="conflict")
+        message = "options: not allowed with a backend in `of`; pass its name, or omit the options"
+        raise UsageError(message, reason="conflict")
     return of
 
 

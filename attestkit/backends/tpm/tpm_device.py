@@ -162,9 +162,9 @@ def _access_remedy(node: Path) -> str:
 
 
 class TpmGuest:
-    """A machine with a TPM, which the backend owns; a subclass has `name` and `collect_evidence`.
+    """Base class of backends that read a TPM, which they own and close.
 
-    Thread-safe. After a fork, create another backend.
+    A subclass has `name` and `collect_evidence`. Thread-safe. After a fork, create another backend.
     """
 
     name = ""

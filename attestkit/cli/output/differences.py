@@ -1,4 +1,7 @@
-"""Differences between expected measurements and evidence, as a table and as JSON."""
+"""Differences between expected measurements and evidence, as a table and as JSON.
+
+The texts of their causes are in `attestkit/measure/diagnosis/`.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final

@@ -233,8 +233,11 @@ def read_pins(content: bytes) -> dict[str, str]:
     if type(version) is not int or version != _VERSION:
         message = f"{_WHAT}: version must be {_VERSION}, not {shown(version)}"
         raise FormatError(message, reason="unsupported_version")
-    if values.keys() != {"version", "pins"}:
-        raise FormatError(f"{_WHAT}: must have only version and pins", reason="unknown_field")
+    if "pins" not in values:
+        raise FormatError(f"{_WHAT}: pins: missing", reason="missing")
+    for name in values.keys() - {"version", "pins"}:
+        message = f"{_WHAT}: unknown member {shown(name)}; only version and pins are allowed"
+        raise FormatError(message, reason="unknown_field")
     if not isinstance(pins, dict) or not all(isinstance(one, str) for one in pins.values()):
         raise FormatError(f"{_WHAT}: pins must be an object of texts", reason="wrong_type")
     return pins

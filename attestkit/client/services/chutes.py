@@ -103,9 +103,9 @@ class ChutesService:
     Args:
         api_key: Key of the user, without "Bearer", which the service requires for evidence; None
             sends none.
-        chutes: Ids of chutes by name of model; instead of a name, a model may be given as the
-            chute's id.
-        now: Clock of the nonces, in seconds.
+        chutes: Ids of chutes (deployments) by name of model; instead of a name, a model may be
+            given as the chute's id.
+        now: Monotonic clock in seconds, by which nonces expire.
     """
 
     name: Final = "chutes"

@@ -147,7 +147,7 @@ def record_of(response: object) -> WireRecord | None:
 
 
 OnAnswer = Callable[[WireRecord], None]
-"""Called once an answer was read to its end, or closed before (`response_sha256` is None then)."""
+"""Called once an answer was read to its end or closed early (`response_sha256` is None then)."""
 
 
 class Exchange:
@@ -238,7 +238,7 @@ class ProvenRequests:
         renew_sealing: Called with the Sealing of a request if the server answers that it lacks the
             key to which it was encrypted. Verifies the server again, and returns the Sealing to
             send the request once more, or None not to.
-        on_answer: Called with a WireRecord once an answer was read to its end, or closed before;
+        on_answer: Called with a WireRecord once an answer was read to its end or closed early;
             None: answers are not recorded.
         headers: Names and values of headers that are added to requests without them.
     """
@@ -258,7 +258,7 @@ class ProvenRequests:
         self._on_answer = on_answer
 
     def note(self, exchange: Exchange) -> None:
-        """Call `on_answer` for an answer that was read to its end, or closed before."""
+        """Call `on_answer`, if set, after an answer was read to its end or closed early."""
         if self._on_answer is not None:
             self._on_answer(exchange.record)
 

@@ -174,7 +174,10 @@ def _ocsp_status(
         raise
     except CollateralError as error:
         # Not a gap: the answer in place of this one may be about another certificate.
-        message = f"OCSP: none of the {len(answers)} answers is about the certificate of {name}"
+        message = (
+            f"OCSP answers about {name}: none of {len(answers)} is usable: {error}; fetch the "
+            "endorsements again"
+        )
         raise VerificationError(message, reason="device_ocsp") from error
 
 

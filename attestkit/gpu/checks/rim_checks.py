@@ -114,7 +114,7 @@ def _golden(rims: tuple[tuple[RimSource, Rim], ...]) -> tuple[_Expected, ...]:
                 found[index] = source, alternatives
     if conflicts:
         indexes = ", ".join(map(str, sorted(conflicts)))
-        text = f"measurements active in both RIMs: {indexes}"
+        text = f"RIMs: measurements active in both: {indexes}; fetch the endorsements again"
         raise GpuEvidenceError(text, reason="measurements")
     if not found:
         raise GpuEvidenceError("RIMs: must have an active measurement", reason="measurements")

@@ -210,7 +210,7 @@ class Nvml(DriverSession):
         return _content(subject, found.attestationCertChain, found.attestationCertChainSize)
 
     def report(self, index: int, nonce: bytes) -> bytes:
-        """Return the attestation report of the GPU with this index over a nonce, 32 bytes."""
+        """Return the attestation report of the GPU with this index over a `nonce` of 32 bytes."""
         subject = f"GPU {index}: report"
         found = self._call(
             subject,

@@ -315,7 +315,8 @@ def to_machine_shape(found: GuestShape) -> MachineShape | None:
     """Return a machine's shape that has the same tables as `found`.
 
     None if memory or number of vCPUs is unknown. Tables show the number of devices, not their
-    kinds: the shape has a network card for each device of PCI bus 0, and a GPU for each root port.
+    kinds. Of the devices of PCI bus 0 beyond the three of every machine, the shape has one as root
+    disk if there are two or more, and the others as network cards; each root port has a GPU.
     """
     if found.memory is None or found.acpi is None:
         return None

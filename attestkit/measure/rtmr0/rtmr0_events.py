@@ -92,8 +92,10 @@ class FwCfgItems(NamedTuple):
     def measured(self) -> list[tuple[str, bytes]]:
         """Return name and contents of each item that is measured, in the firmware's order.
 
+        Left out are items that are empty, or not of the size that the firmware reads.
+
         Raises:
-            UsageError: If an item has over 65,536 bytes.
+            UsageError: If an item is not bytes, or has over 65,536.
         """
         found = []
         for (name, size), contents in zip(_MEASURED, self, strict=True):

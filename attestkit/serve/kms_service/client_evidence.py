@@ -38,10 +38,11 @@ RunReading: TypeAlias = (
 
 
 class EvidenceAccess:
-    """Check of a request before its body is read: the client's evidence must be decodable.
+    """Check of a request before its body is read, by the evidence in the client's certificate.
 
-    A request without a certificate passes; methods that need evidence refuse it. OpenSSL limits
-    the certificate to 100 KiB, the queue of `run` the certificates that wait.
+    The evidence must be decodable, with report data for the certificate's key. A request without a
+    certificate passes; methods that need evidence refuse it. OpenSSL limits a certificate to
+    100 KiB, and the queue of `run` limits how many wait.
 
     Args:
         run: Reads the evidence of a certificate in a thread.

@@ -89,7 +89,7 @@ class GpuEvidenceBundle(NamedTuple):
 
 
 class AttestResponse(NamedTuple):
-    """Evidence that a verifier accepts unchanged.
+    """Evidence in a format that a verifier reads without conversion.
 
     Attributes:
         attestation: Evidence in version 1 of dstack's evidence format, msgpack.

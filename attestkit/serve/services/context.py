@@ -269,7 +269,7 @@ class Guest:
         """Return evidence over report data.
 
         Args:
-            report_data: Up to 64 bytes.
+            report_data: Up to 64 bytes; zero-padded to 64.
             failure: Start of the text of a BackendError.
 
         Raises:

@@ -39,7 +39,7 @@ def _get_quote(guest: Guest, args: m.RawQuoteArgs) -> PreparedResponse[m.GetQuot
 
 
 def _attest(guest: Guest, args: m.RawQuoteArgs) -> m.AttestResponse:
-    """Return encoded evidence over the report data; `Verifier.verify` accepts it unchanged."""
+    """Return encoded evidence over the report data, as `Verifier.verify` reads it."""
     return m.AttestResponse(guest.attest(args.report_data).to_bytes())
 
 

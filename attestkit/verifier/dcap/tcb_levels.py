@@ -71,7 +71,7 @@ class _OutdatedComponent(NamedTuple):
 def explain_below_all(info: TcbInfo, platform: PckExtension, svns: bytes) -> str:
     """Return the text for a platform that is below all of `info.levels`.
 
-    `svns` are the 16 SVNs of a TD; empty for SGX.
+    `svns` is TEE_TCB_SVN of a TD (16 bytes); empty for SGX.
     """
     newest = _first_below(info.levels[0], info, platform, svns)
     oldest = _first_below(info.levels[-1], info, platform, svns)

@@ -37,9 +37,10 @@ class ImageProof(NamedTuple):
     """Facts about the boot of a TD that its registers confirm.
 
     Attributes:
-        acpi_tables: Whether the ACPI tables are those that QEMU makes for the VM's shape.
-        from_log: Names of events whose digests are the event log's, because the host chose what
-            they measure.
+        acpi_tables: Whether the ACPI tables are those that QEMU makes for the VM's shape; False if
+            these are unknown.
+        from_log: Names of events that were not checked: their digests are the event log's, because
+            the host chooses what they measure.
     """
 
     acpi_tables: bool

@@ -83,11 +83,13 @@ def appraise_pcrs(
     for name, wanted in rules:
         bank, index = _bank_and_index(name)
         have = vtpm.pcr(bank, index)
-        if have is None or not matches_any(have, wanted):
+        if have is None:
+            message = f"PCR {name}: not quoted; quote it, or remove it from pcrs"
+            raise PolicyError(message, reason="pcrs")
+        if not matches_any(have, wanted):
             raise PolicyError(
-                f"PCR {name}: {'not quoted' if have is None else have.hex()}, must be "
-                f"{format_values(wanted)}; boot what the policy was made for, or accept this value "
-                "in pcrs",
+                f"PCR {name}: {have.hex()}, must be {format_values(wanted)}; boot the image of the "
+                "policy, or add this value to pcrs",
                 reason="pcrs",
             )
     if firmware_log:

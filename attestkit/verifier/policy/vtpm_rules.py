@@ -286,11 +286,14 @@ class VtpmRules:
             return
         have = vtpm.pcr("sha256", 8)
         wanted = {sha256(bytes(_DIGEST) + digest) for digest in self.init_data}
-        if have is None or not matches_any(have, wanted):
+        if have is None:
+            message = "init_data: PCR 8 of the bank sha256 is not quoted; quote it"
+            raise PolicyError(message, reason="init_data")
+        if not matches_any(have, wanted):
             raise PolicyError(
-                f"init_data: PCR 8 is {'not quoted' if have is None else have.hex()}, must be "
-                f"{format_values(wanted)}, the extension of an accepted digest alone; start the VM "
-                "with that init-data, or accept its digest in init_data",
+                f"init_data: PCR 8 is {have.hex()}, must be {format_values(wanted)}, the extension "
+                "of an accepted digest alone; start the VM with that init-data, or add its digest "
+                "to init_data",
                 reason="init_data",
             )
         yield passed("init_data", "PCR 8 is the extension of an accepted digest")

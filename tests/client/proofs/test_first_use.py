@@ -189,7 +189,7 @@ def test_processes_lose_nothing_of_each_other(tmp_path: Path) -> None:
         (b"{}", "unsupported_version"),
         (b'{"version":true,"pins":{}}', "unsupported_version"),
         (b'{"version":2,"pins":{}}', "unsupported_version"),
-        (b'{"version":1}', "unknown_key"),
+        (b'{"version":1}', "missing"),
         (b'{"version":1,"pins":{},"x":1}', "unknown_key"),
         (b'{"version":1,"pins":[]}', "wrong_type"),
         (b'{"version":1,"pins":{"a":1}}', "wrong_type"),

@@ -181,7 +181,7 @@ def test_inactive_measurements_are_not_compared() -> None:
 def test_index_active_in_both_is_refused() -> None:
     """A conflict is an error although both manifests have the same value."""
     rims: Mapping[RimSource, Rim] = {"driver": matching(1, 5, 3), "vbios": matching(5, 1)}
-    text = "measurements active in both RIMs: 1, 5"
+    text = "RIMs: measurements active in both: 1, 5; fetch the endorsements again"
     with raises(GpuEvidenceError, "measurements", text=text):
         compare_measurements(VALUES, rims, nvdec0=None)
 

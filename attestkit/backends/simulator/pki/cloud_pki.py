@@ -352,7 +352,7 @@ def make_scalar(stream: Callable[[str, int], bytes], label: str) -> bytes:
 
 
 def public_kms_keys(seed: bytes) -> tuple[bytes, bytes]:
-    """Return a seed's KMS keys: that of the CA (SPKI in DER), secp256k1 (33 bytes, compressed)."""
+    """Return a seed's public KMS keys: the CA's (SPKI, DER), secp256k1 (33 bytes, compressed)."""
 
     def scalar(label: str) -> bytes:
         return make_scalar(lambda name, size: derive_kms_bytes(seed, name, size), label)

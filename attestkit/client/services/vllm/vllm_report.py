@@ -241,7 +241,8 @@ _SAME: Final = ("mrtd", "mr_config_id", "rtmrs")  # of both quotes
 class ComposeManager(NamedTuple):
     """Decoded evidence of a compose manager, the service of NEAR AI that starts the programs.
 
-    Only its format and the hash of the actions are verified.
+    Checked when decoded: format, nonce, hash of the actions, and that its quote is of the report's
+    TD. The quote is verified later, as `machine`. No policy compares the actions.
     """
 
     machine: Machine
