@@ -230,9 +230,9 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         that differ between instances of an app are not pinned: device, instance id, RTMR3 with
         events (boot events are pinned instead), and MR_CONFIG_ID if it contains an instance id. If
         the evidence has the document that MR_CONFIG_ID hashes, the policy requires it. Of a TPM,
-        the policy pins the PCRs that a log explains, the paravisor, and the direction in which TPM
-        and hardware evidence are joined. If the evidence is not simulated, the policy rejects
-        simulated evidence.
+        the policy pins the PCRs that a log explains (those of the boot if none explains PCR 4), the
+        paravisor, and the direction in which TPM and hardware evidence are joined. If the evidence
+        is not simulated, the policy rejects simulated evidence.
 
         Security version numbers (SVNs) of the platform's firmware are not pinned, so machines with
         older firmware are accepted, on SEV-SNP of any age. With `pin_svns` those of the evidence

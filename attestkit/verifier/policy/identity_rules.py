@@ -24,11 +24,11 @@ from attestkit.verifier.policy.platforms import (
 from attestkit.verifier.policy.reference_values import has_pinned_tables
 from attestkit.verifier.policy.rules import accept_match, format_values
 
-# Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image.
-_MEASURED_ON: Final = {
+MEASURED_ON: Final = {
     "": {*EVENT_PLATFORMS, SNP},
     "compose_hash": {*EVENT_PLATFORMS, SNP, NITRO},
 }
+"""Platforms on which a field of AppInfo is measured: at boot, at launch, or as the image."""
 
 _Identity: TypeAlias = Literal["app_id", "compose_hash", "instance_id"]
 _Named: TypeAlias = _Identity | Literal["key_provider"]
@@ -65,9 +65,9 @@ def measured_field(name: _Named, field: str, claims: Claims, info: AppInfo | Non
     """
     value: bytes = b"" if info is None else getattr(info, field)
     measured = claims.platform not in EVENT_PLATFORMS or measures_events(claims)
-    if value and measured and claims.platform in _MEASURED_ON.get(field, _MEASURED_ON[""]):
+    if value and measured and claims.platform in MEASURED_ON.get(field, MEASURED_ON[""]):
         return value
-    if claims.platform not in {*_MEASURED_ON["compose_hash"], SGX}:
+    if claims.platform not in {*MEASURED_ON["compose_hash"], SGX}:
         why = "this platform does not measure it; pin pcrs instead"
     elif info is None and claims.platform in INTEL_PLATFORMS:
         why = "a bare quote has no event log; request complete evidence from the attester"

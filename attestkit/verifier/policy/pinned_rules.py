@@ -37,6 +37,8 @@ _PINNED: Final = (
     *("pcr0", "pcr1", "pcr2", "pcr8"),
     *("mrenclave", "mrsigner"),
 )
+# PCRs of boot loader or UKI, Secure Boot, kernel and command line.
+_BOOT_PCRS: Final = frozenset({4, 7, 8, 9, 11, 12})
 # Boot events without a rule of their own that are equal in every boot.
 _PINNED_EVENTS: Final = ("init-script-hash", "gpu-policy-hash", "storage-fs")
 
@@ -160,7 +162,7 @@ def _pinned_app(claims: Claims, info: AppInfo | None) -> dict[str, Any]:
 
 
 def _pinned_vtpm(claims: Claims) -> dict[str, Any]:
-    """Return the rules about VLEK provider, TPM and paravisor; PCRs only if a log explains them."""
+    """Return the rules about VLEK provider, TPM and paravisor."""
     found: dict[str, Any] = {}
     if is_snp(claims) and is_signed_by_vlek(claims):
         found["vlek_providers"] = tuple(filter(None, [vlek_provider(claims)]))
@@ -179,12 +181,20 @@ def _pinned_vtpm(claims: Claims) -> dict[str, Any]:
 
 
 def _pinned_pcrs(claims: Claims, vtpm: VtpmFacts) -> dict[str, tuple[bytes, ...]]:
+    """Return the PCRs that a log explains; and those of the boot, if no log explains PCR 4.
+
+    A document of a NitroTPM has no log of the boot.
+    """
+    is_logged = any(index == 4 for _, index in vtpm.replayed)
+    boot = frozenset[int]() if is_logged else _BOOT_PCRS
     # The programs that ran differ with every boot; runtime events have rules of their own.
     left_out = {IMA_PCR, EVENT_PCR} if measures_events(claims) else {IMA_PCR}
     return {
         f"{bank}:{index}": (value,)
         for bank, index, value in vtpm.pcrs
-        if bank in BANK_SIZES and index not in left_out and (bank, index) in vtpm.replayed
+        if bank in BANK_SIZES
+        and index not in left_out
+        and (index in boot or (bank, index) in vtpm.replayed)
     }
 
 

@@ -151,8 +151,12 @@ class ReferenceValues:
 
     @property
     def has_image(self) -> bool:
-        """Whether the registers that together identify an OS image have reference values."""
-        return any(image <= self.rules.keys() for image in _IMAGE)
+        """Whether the registers that together identify an OS image have reference values.
+
+        Zero is the value of a register into which nothing was measured, and identifies none.
+        """
+        named = {name for name, values in self.rules.items() if all(map(any, values))}
+        return any(image <= named for image in _IMAGE)
 
     def appraise(self, claims: Claims) -> VerificationStep | None:
         """Return the verification step; None if no register has reference values.

@@ -37,14 +37,14 @@ _DIGEST: Final = 32  # bytes of SHA-256
 _SHOWN: Final = 3  # accepted values that an error lists
 _PIN: Final = "pin paravisor_measurement or id_key_digest"
 _TEXTS: Final = GOOGLE_CLAIMS
-# Platforms that have the value of a rule.
-_APPLY: Final[Mapping[str, frozenset[str]]] = {
+RULE_PLATFORMS: Final[Mapping[str, frozenset[str]]] = {
     **dict.fromkeys(("pcrs", "init_data"), VTPM_PLATFORMS),
     **dict.fromkeys(("trusted_aks", *_TEXTS), VTPM_PLATFORMS - {NITRO_TPM}),
     "require_joins": HCL_PLATFORMS | {GCP_TDX, GCP_SNP},
     **dict.fromkeys(("paravisor_measurement", *PARAVISOR_CLAIMS), HCL_PLATFORMS),
     "id_key_digest": SNP_PLATFORMS,
 }
+"""Platforms that have the value of a rule."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +125,7 @@ class VtpmRules:
     def _vtpm_only(self) -> dict[str, frozenset[str]]:
         """Rules that are set, each with its platforms; evidence of other platforms is rejected."""
         return {
-            one.name: _APPLY[one.name]
+            one.name: RULE_PLATFORMS[one.name]
             for one in fields(VtpmRules)
             if one.name != "vlek_providers" and getattr(self, one.name) != one.default
         }

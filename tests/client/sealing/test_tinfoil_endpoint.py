@@ -152,7 +152,7 @@ def test_other_measurements_are_refused(served: tuple[App, str, str]) -> None:
     app, _, _ = served
     tee = app.enclave.tee
     pinned = AppraisalPolicy.from_evidence(tee.verify(tee.raw_quote(), report_data=None))
-    values = replace(pinned.reference_values, rtmr2=frozenset({bytes(48)}))
+    values = replace(pinned.reference_values, rtmr2=frozenset({b"\1" * 48}))
     with pytest.raises(PeerRefusedError) as caught:
         connect(served, policy=tee.verifier(policy=pinned.replace(reference_values=values)))
     assert caught.value.reason == "reference_value"

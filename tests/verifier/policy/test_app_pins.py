@@ -3,15 +3,24 @@
 from dataclasses import fields
 from typing import Any
 
-from attestkit.verifier import AppraisalPolicy, ReferenceValues
-from attestkit.verifier.policy.app_pins import names_app, pinned_identity
+from attestkit.attestation import Attestation
+from attestkit.attestation.wire.evidence_parts import Stack
+from attestkit.errors import PolicyError
+from attestkit.verifier import AppraisalPolicy, ReferenceValues, Verifier
+from attestkit.verifier.policy.app_pins import names_app, names_boot, pinned_identity
 from attestkit.verifier.policy.event_rules import RequiredEvent
+from attestkit.verifier.policy.pcr_rules import normalize_pcrs
+from tests.backends.simulator.clouds.guests import open_cloud, verifier_of
+from tests.raising import raises
 from tests.runner.cases import every_case
 
 HASH = {b"\1" * 32}
 REGISTER = {b"\1" * 48}
 ZERO = {bytes(48)}
 BOOT = {"sha256:4": HASH}
+GOOGLE = {"gcp-snp"}
+SEV: dict[str, Any] = {"platforms": {"dstack-amd-sev-snp"}}
+NITRO_TPM: dict[str, Any] = {"platforms": {"dstack-aws-nitro-tpm"}}
 TD_IMAGE = {"mrtd": REGISTER, "rtmr1": REGISTER, "rtmr2": REGISTER}
 
 
@@ -38,12 +47,17 @@ def describe_rules(rules: dict[str, Any]) -> str:
         {"app_id": {bytes(20)}, **pins(measurement=REGISTER)},
         pins(**TD_IMAGE, rtmr3=REGISTER),
         pins(**TD_IMAGE, rtmr3=ZERO),  # an image that measures no app
-        pins(measurement=REGISTER, host_data={bytes(32)}),
+        {**SEV, **pins(measurement=REGISTER, host_data={bytes(32)})},
+        {**SEV, "os_image_hash": HASH, "app_id": {bytes(20)}, "vlek_providers": {"aws"}},
         pins(pcr0=REGISTER),
+        {"platforms": {"dstack-nitro-enclave"}, "os_image_hash": HASH},
         {"platforms": {"sgx"}, **pins(mrenclave=HASH)},
         {"init_data": HASH, "pcrs": BOOT, "paravisor_measurement": REGISTER},
         {"init_data": HASH, "pcrs": BOOT, "id_key_digest": REGISTER},
         {"init_data": HASH, "pcrs": BOOT, "platforms": {"gcp-snp"}},
+        {"app_id": {bytes(20)}, "pcrs": {"sha256:2": HASH}, "platforms": {"dstack-gcp-tdx"}},
+        {**NITRO_TPM, "app_id": {bytes(20)}, "pcrs": {"sha384:4": REGISTER}},
+        {**NITRO_TPM, "app_id": {bytes(20)}, "os_image_hash": HASH},
     ],
     ids=describe_rules,
 )
@@ -78,6 +92,8 @@ def test_names_app_with_rules_about_program(rules: dict[str, Any]) -> None:
         pins(rtmr3=ZERO, mr_config_id=ZERO),
         pins(mr_config_id=REGISTER),
         pins(host_data=HASH),
+        pins(mrtd=REGISTER, rtmr1=ZERO, rtmr2=REGISTER, rtmr3=ZERO),  # firmware that measures none
+        pins(measurement=REGISTER, host_data={bytes(32)}),  # also at Google
         pins(**TD_IMAGE, mr_config_id=ZERO),
         pins(**TD_IMAGE, mr_config_id=ZERO | REGISTER),
     ],
@@ -97,12 +113,53 @@ def test_names_app_without_rule_about_program(rules: dict[str, Any]) -> None:
         {"init_data": HASH, "pcrs": {"sha256:7": HASH}, "paravisor_measurement": REGISTER},
         {"pcrs": BOOT, "paravisor_measurement": REGISTER},
         {"paravisor_measurement": REGISTER, "secure_boot": True},
+        # What is booted extends these, and can extend them by anything.
+        {"init_data": HASH, "pcrs": {"sha256:9": HASH, "sha256:11": HASH}, "platforms": GOOGLE},
+        # Of a bank that the firmware does not extend.
+        {"init_data": HASH, "pcrs": {"sha512:4": {bytes(64)}}, "platforms": GOOGLE},
+        {"init_data": HASH, "pcrs": {"sha256:2": HASH}, "platforms": GOOGLE},
+        {**NITRO_TPM, "app_id": {bytes(20)}},
+        {**NITRO_TPM, "app_id": {bytes(20)}, "pcrs": {"sha384:7": REGISTER, "sha384:16": ZERO}},
+        {**NITRO_TPM, "pcrs": {"sha384:4": REGISTER}},
     ],
     ids=describe_rules,
 )
 def test_names_no_app_with_rules_about_a_tpm(rules: dict[str, Any]) -> None:
     """Init-data name an app only beside the boot, of a guest whose TPM is known."""
     assert not names_app(AppraisalPolicy.default().replace(**rules))
+
+
+@every_case(
+    "rules",
+    [
+        {"platforms": GOOGLE, **pins(measurement=REGISTER, host_data=HASH)},
+        {"platforms": GOOGLE, "gce_project": {"mine"}, **pins(measurement=REGISTER)},
+        {**SEV, "vlek_providers": {"aws"}, **pins(measurement=REGISTER, host_data=HASH)},
+        {**SEV, "vlek_providers": {"aws"}, "app_id": {bytes(20)}, **pins(measurement=REGISTER)},
+    ],
+    ids=describe_rules,
+)
+def test_names_no_app_with_launch_measurement_of_firmware(rules: dict[str, Any]) -> None:
+    """At Google and AWS, the launch measurement covers firmware that boots any image."""
+    assert not names_app(AppraisalPolicy.default().replace(**rules))
+
+
+@every_case("platform", ["gcp-snp", "aws-nitro-tpm"])
+def test_policy_from_evidence_without_image_names_its_boot_only(platform: str) -> None:
+    """PCR 4 is pinned, also without a log; evidence of another boot is refused."""
+    with open_cloud(platform=platform) as tee:
+        parts = tee.attest(nonce=bytes(32)).evidence
+        evidence = Attestation(parts._replace(stack=Stack(parts.stack.report_data, (), "")))
+        accepted = verifier_of(tee).verify(evidence, report_data=None)
+        policy = AppraisalPolicy.from_evidence(accepted)
+    assert not names_app(policy)
+    assert names_boot(policy, accepted.claims.platform)
+    pinned = dict(normalize_pcrs(policy.pcrs))
+    name = next(name for name in pinned if name.endswith(":4"))
+    other = policy.replace(pcrs={name: bytes(len(next(iter(pinned[name]))))})
+    with open_cloud(platform=platform) as tee, raises(PolicyError, "pcrs"):
+        verifier = Verifier(trust_anchor=tee.backend.trust_anchor, policy=other)
+        verifier.verify(evidence, report_data=None)
 
 
 @every_case(
