@@ -32,6 +32,7 @@ from attestkit.serve.verifier_service.query import VerifyQuery
 from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.platforms.tdx import FetchNeededError
+from attestkit.verifier.policy.app_pins import names_boot, names_guest
 from attestkit.verifier.result import AttestationResult
 
 if TYPE_CHECKING:
@@ -46,10 +47,6 @@ _FLAGS: Final = (
     "acpi_tables_verified",
 )
 _ANY: Final = VerifyQuery()
-_NAMING_RULES: Final = (
-    *("pcrs", "init_data", "trusted_aks", "paravisor_measurement", "id_key_digest"),
-    *("gce_project", "gce_instance"),
-)
 _BEFORE: Final = "Internal error"  # documented name of failures before the first step
 _QUOTE: Final = "Quote verification failed"
 _OS_IMAGE: Final = "OS image hash verification failed"
@@ -180,7 +177,7 @@ class _Verification:
             self.step = _EVENT_LOG
             self._app_info(examination, authenticated, image_hash)
         else:  # no image and no app of dstack: the policy has to name the guests
-            _require_naming_rule(self._verifier.policy, attestation.platform)
+            _require_named_guests(self._verifier.policy, attestation.platform)
             self.step = _EVENT_LOG
             examination.app_info()
         self.step = _POLICY
@@ -225,7 +222,7 @@ class _Verification:
         """
         platform = attestation.evidence.platform
         if isinstance(platform, (GcpTdx, NitroTpm)):
-            return not _names_boot(self._verifier.policy)
+            return not names_boot(self._verifier.policy, attestation.platform)
         return is_of_dstack(platform)
 
     def _os_image(self, examination: "Examination", attestation: Attestation, found: bytes) -> None:
@@ -261,31 +258,18 @@ class _Verification:
         )
 
 
-def _names_boot(policy: "AppraisalPolicy") -> bool:
-    """Return whether a policy has rules about what guests boot, in place of a dstack image.
+def _require_named_guests(policy: "AppraisalPolicy", platform: str) -> None:
+    """Raise UnsupportedError if a policy accepts any guest of a platform.
 
-    Rules about their owner or their firmware (gce_project, mrtd alone) accept any image.
+    Clients take `is_valid` to mean a known guest. `platform` is the name of the evidence's
+    platform.
     """
-    return policy.reference_values.has_image or bool(policy.pcrs)
-
-
-def _names_guests(policy: "AppraisalPolicy") -> bool:
-    """Return whether a rule of a policy names the guests that it accepts."""
-    rules = any(getattr(policy, name) for name in _NAMING_RULES)
-    return rules or bool(policy.reference_values.rules)
-
-
-def _require_naming_rule(policy: "AppraisalPolicy", platform: str) -> None:
-    """Raise UnsupportedError if no rule of a policy names the guests that it accepts.
-
-    `platform` is the name of the evidence's platform, for the error. Without such a rule, any guest
-    would be valid, and clients take `is_valid` to mean a known guest.
-    """
-    if _names_guests(policy):
+    if names_guest(policy, platform):
         return
     raise UnsupportedError(
         f"{platform} evidence names no OS image and no app; name the guests in the service's "
-        f"policy: reference_values, {', '.join(_NAMING_RULES)}",
+        "policy: what they boot, by PCR 4 in pcrs and at Azure the paravisor, too; or their "
+        "machines, by trusted_aks, gce_project, or the number in gce_instance",
         reason="os_image",
     )
 

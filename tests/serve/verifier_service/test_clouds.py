@@ -9,7 +9,7 @@ from typing import Any, Final
 import pytest
 
 from attestkit.attestation import Attestation
-from attestkit.attestation.wire.evidence_parts import GcpTdx, NitroTpm
+from attestkit.attestation.wire.evidence_parts import GcpTdx, NitroTpm, td_body
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.scenarios.named_case import NO_STATUS
@@ -44,8 +44,6 @@ def options_of(tee: Attester[Simulator], folder: Path, **rules: Any) -> dict[str
     simulator, anchor, policy = tee.backend, folder / "root.der", folder / "policy.toml"
     anchor.write_bytes(simulator.trust_anchor)
     named = EVIDENCE_NAMES.get(simulator.platform, simulator.platform)
-    if not named.startswith("dstack-"):  # the service requires a rule that names the guest
-        rules["pcrs"] = {"sha256:16": bytes(32)}
     found = AppraisalPolicy.default().replace(platforms={named}, **rules)
     policy.write_text(found.to_toml())
     options: dict[str, Any] = {"trust_anchor": str(anchor), "verifier_policy": str(policy)}
@@ -57,13 +55,23 @@ def options_of(tee: Attester[Simulator], folder: Path, **rules: Any) -> dict[str
 
 
 def boot_rules(found: Attestation) -> dict[str, Any]:
-    """Return rules about the PCRs of a guest of dstack with a TPM; none for others."""
-    match found.evidence.platform:
-        case GcpTdx(tpm_quote=quote):
-            return {"pcrs": {"sha256:2": quote.pcr_values[1].value}}
-        case NitroTpm():
-            return {"pcrs": {"sha384:16": bytes(48)}}
-    return {}
+    """Return the rules that name what a guest with a TPM boots; none for a guest without."""
+    platform = found.evidence.platform
+    if isinstance(platform, GcpTdx):
+        return {"pcrs": {"sha256:2": platform.tpm_quote.pcr_values[1].value}}
+    if isinstance(platform, NitroTpm):
+        assert found.nitro_document is not None
+        return {"pcrs": {"sha384:4": found.nitro_document.pcr(4)}}
+    quoted: Any = getattr(platform, "vtpm_quote", None)
+    if quoted is None:
+        return {}
+    _, bank, value = quoted.pcr_values[4]
+    rules: dict[str, Any] = {"pcrs": {f"{bank}:4": value}}
+    if found.hcl_report is not None:
+        report, quote = found.snp_report, found.quote
+        launch = td_body(quote).mrtd if quote is not None else untyped(report).measurement
+        rules["paravisor_measurement"] = {launch}
+    return rules
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,8 @@ def test_service_has_named_outcome(
     with open_attester("simulator", seed=bytes(32), scenario=name) as tee:
         evidence = tee.attest(nonce=nonce)
         # Without a dstack image, the service requires a rule about what is booted.
-        rules = boot_rules(evidence) if name.endswith("-grub") else {}
+        is_of_dstack = evidence.platform.startswith("dstack-") and not name.endswith("-grub")
+        rules = {} if is_of_dstack else boot_rules(evidence)
         options = Options(**options_of(tee, tmp_path, **rules))
     verifier = open_verifier(VerifierSettings(options, ANY_PORT, alone=True))
     client = Client(VerifierApp(verifier, threads, fetcher=threads), loop)
@@ -112,7 +121,8 @@ def test_service_accepts_a_tpm_without_image_by_policy(
         evidence = Attestation(found._replace(stack=found.stack._replace(config="")))
         answers = []
         owner = {"gce_project": {"attestkit-simulated"}} if platform == "gcp-tdx" else {}
-        for rules in ({}, owner, boot_rules(evidence)):
+        programs = {"pcrs": {"sha384:16": bytes(48)}} if platform == "aws-nitro-tpm" else {}
+        for rules in ({}, owner, programs, boot_rules(evidence)):
             options = Options(**options_of(tee, tmp_path, **rules))
             verifier = open_verifier(VerifierSettings(options, ANY_PORT, alone=True))
             client = Client(VerifierApp(verifier, threads, fetcher=threads), loop)
@@ -133,8 +143,9 @@ def test_service_has_certificates_and_roots_of_tpms(
     """Under the vendors' roots, a plain TPM is accepted by a root of --verifier-ak-roots."""
     nonce = secrets.token_bytes(32)
     with open_attester("simulator", seed=bytes(32), platform="tpm") as tee:
-        request = {"attestation": tee.attest(nonce=nonce).to_bytes().hex()}
-        options = options_of(tee, tmp_path)
+        evidence = tee.attest(nonce=nonce)
+        request = {"attestation": evidence.to_bytes().hex()}
+        options = options_of(tee, tmp_path, **boot_rules(evidence))
     root = options.pop("trust_anchor")
     for roots, valid in ((None, False), (root, True)):
         given = Options(**options, verifier_ak_roots=roots, verifier_ak_certificates=roots)
