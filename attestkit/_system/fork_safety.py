@@ -1,16 +1,19 @@
 """Locks and pending results of objects that a forked process continues to use.
 
 A fork copies all objects, but only the thread that forks. In the child, a lock that another thread
-held is never released, and a result that another thread computed never arrives.
+held is never released, and a result that another thread computed never arrives. A file lock that a
+thread held is also that of the child, which has the file open, too.
 """
 
 import os
 import weakref
 from collections.abc import Callable
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property, partial
 from types import MethodType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
+_T = TypeVar("_T")
 _methods: Final[dict[object, tuple["weakref.ref[Any]", Callable[[Any], object]]]] = {}
 
 
@@ -25,6 +28,30 @@ def call_now_and_after_fork(method: Callable[[], object]) -> None:
     key = object()
     # Nothing written in Python runs when the object goes, which may be after the modules went.
     _methods[key] = weakref.ref(method.__self__, partial(_methods.pop, key)), method.__func__
+
+
+class unlocked_property(cached_property[_T]):  # noqa: N801 - used like cached_property
+    """A cached_property without a lock, also before Python 3.12; two threads may compute a value.
+
+    Those Pythons have one lock for all objects of a class.
+    """
+
+    def __init__(self, func: Callable[[Any], _T]) -> None:
+        super().__init__(func)
+        self.lock: AbstractContextManager[None] = nullcontext()
+
+
+def unlock_and_close(handle: int) -> None:
+    """Release the `flock` of a file, and close it.
+
+    Closing alone does not release it while a process that was forked meanwhile has the file open.
+    """
+    import fcntl  # lazy: not on Windows
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    finally:
+        os.close(handle)
 
 
 def _after_fork() -> None:

@@ -40,7 +40,7 @@ from attestkit._system.cache_folder import (
     remove_checksum,
     write_cache_file,
 )
-from attestkit._system.fork_safety import call_now_and_after_fork
+from attestkit._system.fork_safety import call_now_and_after_fork, unlock_and_close
 from attestkit._system.untrusted_files import open_regular, read_regular
 from attestkit.collateral.intel_collateral import (
     Collateral,
@@ -247,7 +247,7 @@ class CollateralCache:
             yield handle is not None or self._folder is None
         finally:
             if handle is not None:
-                _unlock_and_close(handle)
+                unlock_and_close(handle)
 
     @staticmethod
     def _acquire_fetch_lock(folder: Path, key: Key, seconds: float) -> int | None:
@@ -311,15 +311,6 @@ def _lock(handle: int, deadline: float) -> None:
             time.sleep(_POLL_SECONDS)
         else:
             return
-
-
-def _unlock_and_close(handle: int) -> None:
-    import fcntl
-
-    try:
-        fcntl.flock(handle, fcntl.LOCK_UN)  # closing is not enough: a forked process has it open
-    finally:
-        os.close(handle)
 
 
 def _read_salt(path: Path, deadline: float) -> bytes:

@@ -7,12 +7,12 @@ rules accept devices by chip, version, number, mode, and binding to the CPU's ev
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 from attestkit._argument_checks import check_number, normalize_members, require_members, wrong_type
 from attestkit._outcomes.steps import VerificationStep, passed
 from attestkit._sanitize import shown
+from attestkit._system.fork_safety import unlocked_property
 from attestkit.errors import GpuEvidenceError, UsageError
 from attestkit.gpu.architectures import DeviceLabel
 from attestkit.gpu.result import GpuBindingKind
@@ -144,7 +144,7 @@ class GpuRules:
         found = ((name, getattr(self, name), default) for name, default in _DEFAULTS.items())
         return {name: value for name, value, default in found if value != default}
 
-    @cached_property  # read in every verification
+    @unlocked_property  # read in every verification
     def needs_gpus(self) -> bool:
         """Whether evidence without GPUs is rejected: by `required`, or a rule about devices."""
         return self.required or not self.named.keys().isdisjoint(_OF_DEVICES)

@@ -6,12 +6,12 @@ never shared between trust anchors.
 
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from attestkit._argument_checks import wrong_type
 from attestkit._crypto.pem import split_der_or_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._system.fork_safety import unlocked_property
 from attestkit.attestation import Attestation
 from attestkit.attestation.nitro import is_nitro_document
 from attestkit.attestation.wire.evidence_parts import (
@@ -289,13 +289,13 @@ class Authenticators:
 
     # Two threads may each create one at first; either can be used.
 
-    @cached_property
+    @unlocked_property
     def _intel(self) -> "Dcap":
         from attestkit.verifier.dcap.engine import Dcap  # lazy: only for SGX and TDX
 
         return Dcap(self.trust_anchor)
 
-    @cached_property
+    @unlocked_property
     def _amd(self) -> "Snp":
         from attestkit.verifier.platforms.snp.authenticator import Snp  # lazy: only for SEV-SNP
 
@@ -305,25 +305,25 @@ class Authenticators:
             crls=self.amd_crls,
         )
 
-    @cached_property
+    @unlocked_property
     def _azure(self) -> "AzureAuthenticator":
         from attestkit.verifier.platforms.azure import AzureAuthenticator  # lazy: only for Azure
 
         return AzureAuthenticator(self.ak_chains, self.trust_anchor)
 
-    @cached_property
+    @unlocked_property
     def _aws(self) -> "Nitro":
         from attestkit.verifier.platforms.nitro import Nitro  # lazy: only for Nitro
 
         return Nitro(self._nitro_anchor)
 
-    @cached_property
+    @unlocked_property
     def _google(self) -> "GcpAuthenticator":
         from attestkit.verifier.platforms.gcp import GcpAuthenticator  # lazy: only for Google Cloud
 
         return GcpAuthenticator(self.ak_chains)
 
-    @cached_property
+    @unlocked_property
     def ak_chains(self) -> "AkChains":
         """Verifier of certificate chains of TPM keys, under Google's roots or the trust anchor."""
         from attestkit.verifier.platforms.vtpm.ak_chain import AkChains  # lazy: only with a TPM
@@ -349,19 +349,19 @@ class _BundleAuthenticators(Authenticators):
         self._base = base
         self._bundled_crls, self._bundled_certificates = amd_crls, ak_certificates
 
-    @cached_property
+    @unlocked_property
     def _intel(self) -> "Dcap":
         return self._base._intel  # noqa: SLF001 - of the base class
 
-    @cached_property
+    @unlocked_property
     def _amd(self) -> "Snp":
         return self._base._amd.with_bundled_crls(self._bundled_crls)  # noqa: SLF001 - as above
 
-    @cached_property
+    @unlocked_property
     def _aws(self) -> "Nitro":
         return self._base._aws  # noqa: SLF001 - of the base class
 
-    @cached_property
+    @unlocked_property
     def ak_chains(self) -> "AkChains":
         """As in the base class, with the certificates and CRLs of the bundle."""
         return self._base.ak_chains.with_bundled(self._bundled_certificates)

@@ -5,6 +5,9 @@ from typing import Any
 
 import griffe
 
+# Shown as an attribute, like a cached_property.
+griffe.stdlib_decorators["attestkit._system.fork_safety.unlocked_property"] = {"property"}
+
 
 class Constructors(griffe.Extension):
     """Show `__new__` as `__init__`, which is where arguments of a class are looked for.

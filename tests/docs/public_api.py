@@ -18,6 +18,8 @@ _SYNTAX: Final = frozenset(
     {"__call__", "__getitem__", "__iter__", "__len__", "__enter__", "__aenter__", "__await__"}
 )
 _LONGEST: Final = 40  # characters of a shown value
+# As in docs/site/constructors.py.
+griffe.stdlib_decorators["attestkit._system.fork_safety.unlocked_property"] = {"property"}
 
 
 def documented_modules() -> dict[str, str]:

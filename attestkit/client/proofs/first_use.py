@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from attestkit._formats import strict_json
 from attestkit._sanitize import shown
 from attestkit._system.atomic_file import save_document
+from attestkit._system.fork_safety import unlock_and_close
 from attestkit._system.untrusted_files import read_regular
 from attestkit.client.proofs.trust import VerifiedMachine
 from attestkit.errors import ConfigError, FormatError, PolicyError, ServiceError
@@ -189,7 +190,7 @@ class FirstUse:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
         finally:
-            os.close(handle)
+            unlock_and_close(handle)
 
     def _own(self, kept: Mapping[str, str]) -> dict[str, str]:
         """Return those policies that are of this object's server and service.

@@ -4,13 +4,14 @@ import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from functools import cached_property, partial
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from attestkit._argument_checks import check_number, require_time_zone, wrong_type
 from attestkit._outcomes.steps import VerificationStep, caution, passed
 from attestkit._system.atomic_file import load_document
+from attestkit._system.fork_safety import unlocked_property
 from attestkit.attestation import AppInfo
 from attestkit.errors import ConfigError, PolicyError, UsageError, VerificationError
 from attestkit.gpu.rules import GpuRules
@@ -391,11 +392,11 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         if any(map(self._is_set, _EVENT_RULES)):
             yield from self._appraise_events(claims)
 
-    @cached_property
+    @unlocked_property
     def _has_td_rules(self) -> bool:
         return any(map(self._is_set, _TD_RULES))
 
-    @cached_property
+    @unlocked_property
     def _has_app_rules(self) -> bool:
         """Whether `_appraise_app` must be called on platforms other than SEV-SNP."""
         return bool(self._snp_only) or any(map(self._is_set, _app_rules()))

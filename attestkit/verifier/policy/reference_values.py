@@ -11,10 +11,10 @@ them. An AWS Nitro enclave has no ACPI tables from its operator.
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields
-from functools import cached_property
 from typing import Final, NamedTuple
 
 from attestkit._outcomes.steps import VerificationStep, caution, passed
+from attestkit._system.fork_safety import unlocked_property
 from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.claims import Claims
 from attestkit.verifier.policy.platforms import (
@@ -143,7 +143,7 @@ class ReferenceValues:
                 )
             first, platforms = first or name, platforms & found
 
-    @cached_property
+    @unlocked_property
     def rules(self) -> dict[str, frozenset[bytes]]:
         """Accepted values by register."""
         named = {name: getattr(self, name) for name in REGISTERS}

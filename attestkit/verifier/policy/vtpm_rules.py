@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
-from functools import cached_property
 from typing import Final, TypeAlias, cast, get_args
 
 from attestkit._argument_checks import check_text, normalize_members, require_members
@@ -10,6 +9,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit._outcomes.reasons import PolicyReason
 from attestkit._outcomes.steps import StepCheck, VerificationStep, caution, passed
 from attestkit._sanitize import shown
+from attestkit._system.fork_safety import unlocked_property
 from attestkit.errors import PolicyError, SignatureError, UsageError
 from attestkit.verifier.claims import GOOGLE_CLAIMS, PARAVISOR_CLAIMS, Claims, Join, VtpmFacts
 from attestkit.verifier.policy.pcr_rules import PcrRule, appraise_pcrs, normalize_pcrs
@@ -121,7 +121,7 @@ class VtpmRules:
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, _texts(name, value, empty=name == "vlek_providers"))
 
-    @cached_property
+    @unlocked_property
     def _vtpm_only(self) -> dict[str, frozenset[str]]:
         """Rules that are set, each with its platforms; evidence of other platforms is rejected."""
         return {

@@ -1,5 +1,6 @@
 """First use: the program that was accepted first is required afterwards, as the file says."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from attestkit.errors import ConfigError, FormatError, PolicyError, ServiceError
 from attestkit.ra_tls import PeerRefusedError
 from attestkit.testing import AttestedServer
 from tests.client.proofs.saved_proofs import saved_proof
+from tests.processes import opened_in_child
 from tests.raising import raises
 
 OTHER_APP = b'{"manifest_version":2,"name":"other","runner":"bash"}'
@@ -248,3 +250,13 @@ def test_pins_belong_to_first_use(options: dict[str, Any], reason: str) -> None:
     """One without the other is refused before any connection."""
     with raises(UsageError, reason):
         attestkit.connect("https://127.0.0.1:1", **options)
+
+
+def test_lock_ends_although_a_child_was_forked_meanwhile(tmp_path: Path) -> None:
+    """Else the next proofs of all processes wait as long as the child runs."""
+    pins = FirstUse(tmp_path / "pins.json", SUBJECT)
+    with ExitStack() as stack:
+        with pins._locked():
+            stack.enter_context(opened_in_child())
+        with Path(f"{tmp_path}/pins.json.lock").open() as again:
+            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
