@@ -7,7 +7,6 @@ import hmac
 from collections.abc import Mapping
 from typing import Final
 
-from attestkit._crypto.hashes import sha256
 from attestkit._formats.cbor import Value
 from attestkit.attestation.wire.evidence_parts import TpmQuote
 from attestkit.errors import FormatError, ReplayError, VerificationError
@@ -19,9 +18,7 @@ OVMF_PCR_0: Final = bytes.fromhex(
 """PCR 0 (SHA-256) of Google's firmware for TDX, "OVMF v2" in dstack's texts."""
 
 _UKI_EVENT: Final = 2  # after the separator and the GPT
-_EVENTS: Final = 4  # these, and the kernel in the UKI
 _BANK: Final = "sha256"
-_SEPARATOR: Final = sha256(bytes(4))
 
 
 def read_uki_hash(document: Mapping[Value, Value]) -> bytes:
@@ -55,7 +52,7 @@ def check_boot(tpm_quote: TpmQuote, uki_hash: bytes) -> None:
     if not hmac.compare_digest(pcr_0, OVMF_PCR_0):
         message = f"PCR 0 mismatch: expected GCP OVMF v2, got {pcr_0.hex()}"
         raise VerificationError(message, reason="os_image")
-    events = _loaded(tpm_quote)
+    events = [event.digest for event in tpm_quote.event_log if event.pcr_index == 2]
     replayed = extend(_BANK, bytes(32), events)
     if not hmac.compare_digest(pcr_2, replayed):
         raise ReplayError(
@@ -67,19 +64,6 @@ def check_boot(tpm_quote: TpmQuote, uki_hash: bytes) -> None:
     if not hmac.compare_digest(events[_UKI_EVENT], uki_hash):
         text = f"expected={uki_hash.hex()}, actual={events[_UKI_EVENT].hex()}"
         raise VerificationError(f"UKI hash mismatch: {text}", reason="os_image")
-
-
-def loads_uki_only(tpm_quote: TpmQuote) -> bool:
-    """Return whether PCR 2 has the records of a boot of the UKI: no more, and no fewer.
-
-    Its log must replay. Drivers before the UKI, and programs after it, have records there, too.
-    """
-    events = _loaded(tpm_quote)
-    return len(events) == _EVENTS and events[0] == _SEPARATOR
-
-
-def _loaded(tpm_quote: TpmQuote) -> list[bytes]:
-    return [event.digest for event in tpm_quote.event_log if event.pcr_index == 2]
 
 
 def pcr_value(tpm_quote: TpmQuote, index: int) -> bytes:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from attestkit._outcomes.steps import VerificationStep, caution, passed, skipped
 from attestkit._sanitize import shown
 from attestkit.attestation import Attestation
-from attestkit.attestation.gcp import loads_uki_only
 from attestkit.attestation.launch.os_image import read_measurement_version, verify_os_image
 from attestkit.attestation.launch.vm_config import VmConfig
 from attestkit.attestation.wire.evidence_parts import (
@@ -55,11 +54,6 @@ _NO_IMAGE: Final = {
     ),
     GcpSnp: "nothing measures that of an SEV-SNP guest of Google at launch",
 }
-_NOT_ONLY_UKI: Final = caution(
-    "os_image",
-    "PCR 2 has other records than those of separator, partition table, UKI and kernel, so the VM "
-    "may run a program that is not of the OS image; pin mrtd and the RTMRs",
-)
 
 
 def check_os_image(
@@ -101,8 +95,6 @@ def check_os_image(
         text = f"{text} (measurement document of version {version})"
     image = VerifiedImage(found, version)
     steps: _Steps = (passed("os_image", text),)
-    if isinstance(platform, GcpTdx) and not loads_uki_only(platform.tpm_quote):
-        steps = (*steps, _NOT_ONLY_UKI)
     return (image, steps) if images is None else _add_facts(attestation, image, steps, images)
 
 

@@ -41,6 +41,7 @@ from attestkit.verifier.policy.reference_values import (
     ReferenceValues,
     require_common_platform,
     tables_caution,
+    uki_caution,
 )
 from attestkit.verifier.policy.rules import (
     SIZES,
@@ -335,7 +336,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
             found.append(self._appraise_vtpm(claims))
         if self._has_app_rules or is_snp(claims):
             found.append(self._appraise_app(claims, authenticated, app_info))
-        found.append((tables_caution(claims, self.reference_values.rules), self._caution()))
+        pinned = self.reference_values.rules
+        found.append((uki_caution(claims, pinned), tables_caution(claims, pinned), self._caution()))
         return found
 
     def _appraise_platform(

@@ -19,6 +19,7 @@ from attestkit.errors import PolicyError, UsageError
 from attestkit.verifier.claims import Claims
 from attestkit.verifier.policy.platforms import (
     GCP_SNP,
+    GCP_TDX,
     HCL_PLATFORMS,
     NITRO,
     RTMR_PLATFORMS,
@@ -31,7 +32,7 @@ from attestkit.verifier.policy.platforms import (
 from attestkit.verifier.policy.rules import Values, accepted_values, format_values, require_match
 
 # TDs whose firmware measures the tables into RTMR0; behind a paravisor it is zero.
-_TDS: Final = ("dstack-tdx", "dstack-gcp-tdx")
+_TDS: Final = ("dstack-tdx", GCP_TDX)
 _REST_OF_IMAGE: Final = frozenset({"mrtd", "rtmr1", "rtmr2"})
 _TD_TABLES_CAUTION: Final = caution(
     "acpi_tables",
@@ -42,6 +43,11 @@ _SNP_TABLES_CAUTION: Final = caution(
     "acpi_tables",
     "the ACPI tables from the host of an SEV-SNP guest are not measured, and the kernel runs the "
     "code in them; no rule can pin them",
+)
+_UKI_CAUTION: Final = caution(
+    "os_image",
+    "of the OS image PCR 2 identifies the UKI only: its other records are digests, which may be of "
+    "other programs, and no quoted PCR has the command line; pin mrtd, rtmr1 and rtmr2 as well",
 )
 _Pinned = Mapping[str, frozenset[bytes]]
 """Reference values of a policy by register, as in `ReferenceValues.rules`."""
@@ -258,3 +264,17 @@ def tables_caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
     if claims.platform == "dstack-amd-sev-snp" and named:
         return _SNP_TABLES_CAUTION
     return None
+
+
+def uki_caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
+    """Return a caution if the UKI alone identifies the image of a TD at Google; else None.
+
+    Its firmware measures a partition table only on disks that have one. Without it, another
+    program can have its record before that of the UKI, and a third one that of the kernel.
+
+    Args:
+        claims: Claims of the evidence.
+        pinned: Reference values of the policy by register.
+    """
+    is_named = claims.platform == GCP_TDX and bool(claims.os_image_hash)
+    return None if not is_named or pinned.keys() >= _REST_OF_IMAGE else _UKI_CAUTION

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+import attestkit
 from attestkit._crypto.hashes import sha256
 from attestkit.attestation import Attestation
 from attestkit.attestation.gcp import read_uki_hash
@@ -21,6 +22,8 @@ from attestkit.attestation.wire.evidence_parts import (
     TpmQuote,
     VtpmQuote,
 )
+from attestkit.backends.simulator.boot_log import BootRecord, boot_application
+from attestkit.backends.simulator.clouds import gcp
 from attestkit.collateral import Collateral
 from attestkit.collateral.responses import Response
 from attestkit.errors import (
@@ -33,14 +36,13 @@ from attestkit.errors import (
 from attestkit.event_log.runtime_events import runtime_preimage
 from attestkit.tpm import TpmtSignature
 from attestkit.tpm.pcrs import extend
-from attestkit.verifier import Verifier
+from attestkit.verifier import AppraisalPolicy, ReferenceValues, Verifier
 from attestkit.verifier.evidence.checks import (
     KeyRequest,
     ParsedEvidence,
     app_info,
     key_time_app_info,
 )
-from attestkit.verifier.os_image import check_os_image
 from attestkit.verifier.platforms.gcp import GcpAuthenticator, _replay_events, _replay_log
 from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from tests.runner.cases import every_case
@@ -61,6 +63,7 @@ from tests.verifier.platforms.google import (
     refused,
 )
 
+NONCE = bytes(32)
 REASONS = {
     "qualified_data": "tpm_join",
     "pcr_digest": "pcr_digest",
@@ -309,30 +312,45 @@ def test_the_image_is_that_of_its_measurement_document() -> None:
     assert "UKI hash mismatch" in check(event_log=events, pcr_values=with_replay(quote, other))
 
 
-@every_case(
-    ("change", "expected"),
+def of_loader(records: list[BootRecord]) -> list[BootRecord]:
+    """Replace partition table and kernel: a program on a disk without table loads UKI and another.
+
+    The number of records stays, and the UKI is the third one of PCR 2.
+    """
+    loaded = [at for at, one in enumerate(records) if one.pcr == 2]
+    for at, program in ((loaded[1], b"loader"), (loaded[3], b"other")):
+        records[at] = boot_application(program, pcr=2)
+    return records
+
+
+@pytest.mark.parametrize(
+    "change",
     [
-        (lambda digests: digests, ["passed"]),
-        (lambda digests: digests[:3], ["passed", "caution"]),
-        (lambda digests: [*digests, bytes(32)], ["passed", "caution"]),
-        (lambda digests: [*digests, bytes(32), bytes(32)], ["passed", "caution"]),
-        (lambda digests: [bytes(32), *digests[1:]], ["passed", "caution"]),
+        lambda records: records,
+        of_loader,
+        lambda records: [*records, boot_application(b"program after it", pcr=2)],
+        lambda records: [one for one in records if b"kernel of" not in one.data],
     ],
 )
-def test_image_with_other_records_in_pcr_2_is_a_caution(
-    change: Callable[[list[bytes]], list[bytes]], expected: list[str]
+def test_image_of_a_uki_is_a_caution_unless_its_registers_are_pinned(
+    change: Callable[[list[BootRecord]], list[BootRecord]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Only separator, partition table, UKI and kernel are a boot of the image alone."""
-    quote = platform_of(composed()).tpm_quote
-    digests = change([one.digest for one in quote.event_log if one.pcr_index == 2])
-    log = [one for one in quote.event_log if one.pcr_index != 2]
-    found = altered(
-        event_log=(*log, *(TpmEventDigest(2, digest) for digest in digests)),
-        pcr_values=with_replay(quote, digests),
-    )
-    image, steps = check_os_image(found, None, None)
-    assert image.hash.hex() == FACTS["os_image_hash"]
-    assert [step.outcome for step in steps if step.check == "os_image"] == expected
+    """Digests in PCR 2 do not show which programs they are of; RTMRs do, if they are pinned."""
+    with attestkit.open("simulator", platform="gcp-tdx") as tee:
+        genuine = tee.verifier().verify(tee.attest(nonce=NONCE), nonce=NONCE)
+    records = change([*gcp._records()])
+    monkeypatch.setattr(gcp, "_records", lambda: tuple(records))
+    by_hash = AppraisalPolicy.default().replace(os_image_hash={genuine.claims.os_image_hash})
+    with attestkit.open("simulator", platform="gcp-tdx") as tee:
+        evidence = tee.attest(nonce=NONCE)
+        found = tee.verifier(policy=by_hash).verify(evidence, nonce=NONCE)
+        assert found.claims.os_image_hash == genuine.claims.os_image_hash
+        assert "os_image" in found.not_proven
+        pinned = tee.verifier(policy=AppraisalPolicy.from_evidence(found))
+        assert "os_image" not in pinned.verify(evidence, nonce=NONCE).not_proven
+        some = ReferenceValues(rtmr2=(genuine.claims["rtmr2"],))
+        pinned = tee.verifier(policy=by_hash.replace(reference_values=some))
+        assert "os_image" in pinned.verify(evidence, nonce=NONCE).not_proven
 
 
 @pytest.mark.parametrize("claimed", ["", "genuine", "aa" * 32])
