@@ -33,7 +33,7 @@ _SHORTEST: Final = 0.001  # seconds; 0 would make a socket non-blocking
 _LONGEST_TEXT: Final = 100  # characters of OpenSSL's text
 _LENGTH: Final = re.compile(r"[0-9]{1,19}")  # of a body, stated once
 _MAX_PROXY_HEAD: Final = 1 << 16  # bytes of a proxy's answer
-_TUNNEL: Final = re.compile(rb"HTTP/1\.[01] 200[ \r\n]")
+_STATUS: Final = re.compile(rb"HTTP/1\.[01] ([0-9]{3})[ \r\n]")
 _HEADERS: Final = {
     "Accept": "*/*",
     "Accept-Encoding": "identity",
@@ -231,8 +231,11 @@ def _request_tunnel(
         if not (byte := tunnel.recv(1)) or len(head) == _MAX_PROXY_HEAD:
             raise OSError(errno.ECONNRESET, "the proxy's answer is incomplete, or over 64 KiB")
         head += byte
-    if _TUNNEL.match(head) is None:
-        raise OSError(errno.ECONNREFUSED, "the proxy rejects the tunnel (CONNECT)")
+    found = _STATUS.match(head)
+    status = "no HTTP/1.1" if found is None else found[1].decode()
+    if status != "200":
+        message = f"the proxy rejects the tunnel (CONNECT, answer: {status})"
+        raise OSError(errno.ECONNREFUSED, message)
 
 
 def _resolve(host: str, port: int, time_left: TimeLeft) -> list[Any]:

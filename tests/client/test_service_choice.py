@@ -72,7 +72,7 @@ def test_proxy(attested_server: Make) -> None:
         [target] = proxy.targets
         assert target.startswith(f"CONNECT 127.0.0.1:{server.port} HTTP/1.".encode())
     forbidden = b"HTTP/1.1 403 Forbidden\r\n\r\n"
-    with proxying(answer=forbidden) as proxy, raises(ServiceError, "connection"):
+    with proxying(answer=forbidden) as proxy, raises(ServiceError, "connection", part="403"):
         choose_service("auto", dialing(server, proxy=proxy.url))
 
 
