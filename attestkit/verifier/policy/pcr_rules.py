@@ -73,12 +73,13 @@ def appraise_pcrs(
         rules: Normalised rules.
         vtpm: Facts of the quote.
         firmware_log: Whether the PCRs that the firmware's log explains, if extended, must be
-            explained by it or have a rule; without rules it must explain PCRs 0 to 7 of a bank.
+            explained by it or have a rule; without a rule about PCRs 0 to 7 it must explain these
+            of a bank.
 
     Raises:
         PolicyError: If a PCR of a rule is not quoted, or its value is not accepted; or with
-            `firmware_log`, if a PCR is neither explained nor in a rule, or there are no rules and
-            no bank whose PCRs 0 to 7 are quoted and explained.
+            `firmware_log`, if a PCR is neither explained nor in a rule, or PCRs 0 to 7 are neither
+            in a rule nor quoted and explained in a bank.
     """
     for name, wanted in rules:
         bank, index = _bank_and_index(name)
@@ -114,7 +115,7 @@ def _require_log(named: Collection[str], vtpm: VtpmFacts) -> None:
                 "the firmware, or accept this value in pcrs",
                 reason="pcrs",
             )
-    if named:
+    if any(_bank_and_index(name)[1] in FIRMWARE_PCRS for name in named):
         return
     # Every firmware extends PCRs 0 to 7; a bank that it does not extend states nothing of the boot.
     if not any({(bank, one) for one in FIRMWARE_PCRS} <= {*vtpm.replayed} for bank in BANK_SIZES):
