@@ -101,3 +101,20 @@ def test_nonce_of_a_challenger_does_not_commit_to_gpus(platform: Any) -> None:
         with pytest.raises(PolicyError) as caught:
             verifier.verify(guest.attest(nonce=NONCE), gpu=binding)
         assert caught.value.reason == "report_data"
+
+
+@pytest.mark.parametrize("platform", ["azure-snp", "gcp-tdx", "gcp-snp", "tdx", "aws-nitro-tpm"])
+def test_evidence_over_a_nonce_alone_is_not_bound_to_gpus(platform: Any) -> None:
+    """Evidence that commits to no GPUs binds none by its report data, also beside a TPM's key."""
+    seed = bytes(32)
+    with (
+        attestkit.open("simulator", platform=platform, gpus=1, seed=seed) as guest,
+        attestkit.open("simulator", gpus=1, seed=seed) as other,
+    ):
+        gpus = other.backend.gpu_evidence(gpu_nonce(NONCE))
+        policy = AppraisalPolicy.development().replace(gpu=GpuRules(binding="report_data"))
+        if platform == "aws-nitro-tpm":
+            policy = policy.replace(platforms=("dstack-aws-nitro-tpm",))
+        with pytest.raises(GpuEvidenceError) as caught:
+            guest.verifier(policy=policy).verify(guest.attest(nonce=NONCE), nonce=NONCE, gpu=gpus)
+        assert (caught.value.reason, caught.value.by_policy) == ("binding", True)

@@ -158,6 +158,15 @@ def test_gpus_with_another_nonce_are_refused() -> None:
     assert not refused("nonce", verifier(), unbound(), gpu=GPUS.evidence(bytes(32))).by_policy
 
 
+@pytest.mark.parametrize("nonce", [CHALLENGE, BOOT_NONCE, gpu_nonce(BOOT_NONCE)])
+def test_bound_gpus_with_another_nonce_are_refused(nonce: bytes) -> None:
+    """Reports that the CPU commits to must have the hash of this nonce, and no older one."""
+    given = GPUS.evidence(nonce)
+    report_data = ReportData.for_nonce_and_gpu(CHALLENGE, given.raw)
+    evidence = intel.evidence(report_data=report_data)
+    assert not refused("nonce", verifier(), evidence, gpu=given).by_policy
+
+
 def test_measured_hash_is_a_binding_as_of_boot() -> None:
     """The hash of the GPU evidence in the event log binds it, whatever nonce it has."""
     given = GPUS.evidence(BOOT_NONCE)
@@ -216,8 +225,9 @@ def test_event_of_the_app_is_no_binding() -> None:
     late = [*intel.BOOT, *(one for one in event if one[0] == "gpu-attestation")]
     twice = [*event[:2], *(one for one in event if one[0] == "gpu-attestation"), *event[2:]]
     report_data = ReportData.for_nonce(CHALLENGE)
+    check = with_rules(allow_runtime_event=True)
     for events in (late, twice, boot_event(b"other")):
-        refused("nonce", verifier(), intel.evidence(events, report_data=report_data), gpu=given)
+        refused("nonce", check, intel.evidence(events, report_data=report_data), gpu=given)
 
 
 def test_measured_hash_of_a_short_report_is_no_usage_error() -> None:
@@ -251,11 +261,13 @@ def test_binding_of_another_system(kind: Any) -> None:
     assert result.fresh
     with pytest.raises(PolicyError):
         verifier().verify(unbound(), gpu=given)
-    with pytest.raises(UsageError):
-        verifier().verify(unbound(), nonce=CHALLENGE, gpu=given)
+    for more in ({"nonce": CHALLENGE}, {"report_data": report_data}, {"report_data": None}):
+        with pytest.raises(UsageError) as caught:
+            verifier().verify(intel.evidence(report_data=report_data), gpu=given, **untyped(more))
+        assert caught.value.reason == "conflict"
     other = replace(given, gpu_nonce=bytes(32))
-    with pytest.raises(GpuEvidenceError):
-        verifier().verify(intel.evidence(report_data=report_data), gpu=other)
+    evidence = intel.evidence(report_data=report_data)
+    assert not refused("nonce", verifier(), evidence, nonce=None, gpu=other).by_policy
 
 
 def test_binding_of_another_system_by_event_is_usage_error() -> None:
