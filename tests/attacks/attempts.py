@@ -45,6 +45,7 @@ class Surfaces:
 
         def add(run: Callable[..., object]) -> Callable[..., object]:
             title = (name or run.__name__).replace("_", " ")
+            assert (error is None) == (not reasons), f"{title}: an error needs its reasons"
             assert title not in [one.name for one in self.attempts], title
             self.attempts.append(Attempt(self._surface, kind, title, run, error, reasons))
             return run
@@ -72,7 +73,7 @@ def succeeds(attempt: Attempt, **fixtures: Any) -> str:
         result = attempt.run(**fixtures)
     except attempt.error as error:
         reason = getattr(error, "reason", "")
-        if not attempt.reasons or reason in attempt.reasons:
+        if reason in attempt.reasons:
             return ""
         return f"refused as {reason}, expected {', '.join(attempt.reasons)}: {error}"
     return f"accepted: {result!r:.200}"

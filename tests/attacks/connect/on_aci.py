@@ -106,7 +106,7 @@ def keyset_digest_of_another_keyset() -> None:
     aci({**report(), "workload_keyset_digest": aci_answers.digest_of(keyset(subject="a"))})
 
 
-@attacks.attempt("recombine", AttestKitError)
+@attacks.attempt("recombine", AttestKitError, "inconsistent")
 def compose_file_that_was_not_measured() -> None:
     """The app compose beside the evidence is the one that people read."""
     aci(report(app_compose='{"name":"harmless"}'))

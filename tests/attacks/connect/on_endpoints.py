@@ -108,7 +108,7 @@ def socket_for_another_name_of_the_server(proven_server: AttestedServer) -> None
     _call(proven_server, _other_name)
 
 
-@attacks.attempt("confuse", UsageError)
+@attacks.attempt("confuse", UsageError, "conflict")
 def context_that_is_told_to_resume_sessions(proven_server: AttestedServer) -> None:
     """A resumed session would not prove the key anew."""
     with connect(proven_server) as endpoint:
@@ -174,7 +174,7 @@ for _name, (_kind, _change) in _CHANGES.items():
     )
 
 
-@attacks.attempt("confuse", PeerRefusedError)
+@attacks.attempt("confuse", PeerRefusedError, "app_id")
 def policy_of_another_app(proven_server: AttestedServer) -> None:
     """Hardware and image are as they should be, and the app is another."""
     own = proven_server.policy.policy

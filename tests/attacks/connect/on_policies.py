@@ -165,14 +165,14 @@ def _machine(policy: AppraisalPolicy | None) -> Any:
     return saved_proof().proof.machines[0]
 
 
-@attacks.attempt("exhaust", ConfigError)
+@attacks.attempt("exhaust", ConfigError, "unreadable")
 def pins_that_are_a_pipe(tmp_path: Path) -> None:
     """Reading the pipe would block for ever."""
     os.mkfifo(tmp_path / "pins")
     _first_use(tmp_path / "pins")
 
 
-@attacks.attempt("exhaust", ConfigError)
+@attacks.attempt("exhaust", ConfigError, "unreadable")
 def pins_that_are_an_endless_device(tmp_path: Path) -> None:
     """A link to a device without end."""
     (tmp_path / "pins").symlink_to("/dev/zero")

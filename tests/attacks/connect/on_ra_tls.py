@@ -88,7 +88,7 @@ def evidence_over_the_bare_hash_of_the_key_in_a_certificate() -> None:
     verify(leaf(evidence=_evidence(data)))
 
 
-@attacks.attempt("recombine", AttestKitError)
+@attacks.attempt("recombine", AttestKitError, "report_data")
 def evidence_beside_an_older_quote_of_another_key() -> None:
     """The older extensions are not asked if the newer one is there."""
     quote = _evidence(bytes(64)).quote
@@ -112,7 +112,7 @@ def app_id_of_another_app_beside_genuine_evidence() -> None:
     verify(leaf(own_evidence(), (OID_APP_ID, bytes(20))))
 
 
-@attacks.attempt("confuse", AttestKitError)
+@attacks.attempt("confuse", AttestKitError, "identity")
 def app_id_of_no_bytes() -> None:
     """An empty extension is not a missing one."""
     verify(leaf(own_evidence(), (OID_APP_ID, b"")))
@@ -215,20 +215,20 @@ def observed(certificate: bytes, spki: bytes | None = None) -> None:
     RaTls().read((), bytes(32), ObservedPeer("a", 443, certificate, found), None)
 
 
-@attacks.attempt("confuse", FormatError)
+@attacks.attempt("confuse", FormatError, "syntax")
 def bytes_behind_the_certificate_of_a_peer() -> None:
     """A second certificate, which other readers could take."""
     observed(leaf() + leaf(key=OTHER))
 
 
-@attacks.attempt("confuse", FormatError)
+@attacks.attempt("confuse", FormatError, "syntax")
 def certificate_of_indefinite_length() -> None:
     """OpenSSL reads BER; the certificate must be DER."""
     genuine = leaf()
     observed(b"\x30\x80" + genuine[4:] + b"\0\0")
 
 
-@attacks.attempt("exhaust", FormatError)
+@attacks.attempt("exhaust", FormatError, "syntax")
 def certificate_with_a_length_of_gigabytes() -> None:
     """Nothing is allocated for what is stated."""
     observed(b"\x30\x84\x7f\xff\xff\xff" + leaf()[4:], b"key")

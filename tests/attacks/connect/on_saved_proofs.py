@@ -107,7 +107,7 @@ def saved_proof_with_collateral_of_more_machines() -> None:
     _changed(collateral=_bundle().collateral * 2)
 
 
-@attacks.attempt("confuse", AttestKitError)
+@attacks.attempt("confuse", AttestKitError, "cert_expired")
 def saved_proof_at_a_time_before_its_collateral() -> None:
     """The file chooses the time, at which revoked platforms were fine."""
     old = replace(_bundle(), at=_bundle().at - timedelta(days=7300))
@@ -120,7 +120,7 @@ def saved_proof_under_a_policy_for_any_program() -> None:
     verify_proof(_bundle(), policy=AppraisalPolicy.default())
 
 
-@attacks.attempt("forge", AttestKitError)
+@attacks.attempt("forge", AttestKitError, "untrusted_root")
 def saved_proof_by_another_simulator() -> None:
     """Its roots are not the caller's."""
     named = saved_proof().policy.policy

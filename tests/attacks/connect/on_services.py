@@ -133,7 +133,7 @@ def old_report_whose_echo_is_renewed() -> None:
     vllm({**report(OTHER, gpus=False), "request_nonce": NONCE.hex()})
 
 
-@attacks.attempt("recombine", AttestKitError)
+@attacks.attempt("recombine", AttestKitError, "nonce")
 def gpus_of_an_earlier_answer_beside_a_new_quote() -> None:
     """The GPUs' evidence has the nonce of another request."""
     vllm({**report(), "nvidia_payload": report(OTHER)["nvidia_payload"]})
@@ -314,7 +314,7 @@ def gpus_over_a_nonce_of_zeros() -> None:
     test_secretvm.read(test_secretvm.cpu(), test_secretvm.gpu(bytes(32)))
 
 
-@attacks.attempt("confuse", FormatError)
+@attacks.attempt("confuse", FormatError, "encoding")
 def quote_in_hex_of_digits_that_are_base64_too() -> None:
     """Evidence in hex is read as a quote only."""
     test_secretvm.read(test_secretvm.cpu())

@@ -130,7 +130,7 @@ def _v2_of_an_august_quote(own: Enclave) -> bytes:
 
 _TINFOIL: Final[dict[str, tuple[Any, Any, type[AttestKitError], tuple[str, ...]]]] = {
     "a bomb of gzip": ("exhaust", _bomb, FormatError, ("too_large",)),
-    "a second member of gzip": ("confuse", _two_members, FormatError, ()),
+    "a second member of gzip": ("confuse", _two_members, FormatError, ("trailing_data",)),
     "its section of keys twice": ("confuse", _twice, FormatError, ("duplicate",)),
     "keys of the attacker, and their hash": (
         "forge",

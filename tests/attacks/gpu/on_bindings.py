@@ -236,22 +236,22 @@ def policy(text: str) -> AppraisalPolicy:
 
 
 assert policy('[gpu]\nrequired = true\nbinding = "report_data"\n').gpu.required
-for _name, _text in {
-    "rule in capitals": "[gpu]\nRequired = true\n",
-    "table in capitals": "[GPU]\nrequired = true\n",
-    "rule as text": '[gpu]\nrequired = "true"\n',
-    "rule that is misspelled": '[gpu]\nbindings = "report_data"\n',
-    "no accepted chip": "[gpu]\nchips = []\n",
-    "binding that is unknown": '[gpu]\nbinding = "strict"\n',
-    "version with a word": '[gpu]\nmin_driver = "550.90.07-rc1"\n',
-    "number of GPUs as text": '[gpu]\ncount = "8"\n',
-    "rule twice": "[gpu]\nrequired = true\nrequired = false\n",
-    "table twice": "[gpu]\nrequired = true\n[gpu]\nrequired = false\n",
-    "rules outside of their table": "required = true\n",
-    "index above the last one": "[gpu]\naccepted_mismatches = [64]\n",
-    "period without a unit that is negative": "[gpu]\nmax_ocsp_age = -1\n",
+for _name, (_text, _reason) in {
+    "rule in capitals": ("[gpu]\nRequired = true\n", "unknown_key"),
+    "table in capitals": ("[GPU]\nrequired = true\n", "unknown_key"),
+    "rule as text": ('[gpu]\nrequired = "true"\n', "wrong_type"),
+    "rule that is misspelled": ('[gpu]\nbindings = "report_data"\n', "unknown_key"),
+    "no accepted chip": ("[gpu]\nchips = []\n", "missing"),
+    "binding that is unknown": ('[gpu]\nbinding = "strict"\n', "wrong_value"),
+    "version with a word": ('[gpu]\nmin_driver = "550.90.07-rc1"\n', "wrong_value"),
+    "number of GPUs as text": ('[gpu]\ncount = "8"\n', "wrong_type"),
+    "rule twice": ("[gpu]\nrequired = true\nrequired = false\n", "syntax"),
+    "table twice": ("[gpu]\nrequired = true\n[gpu]\nrequired = false\n", "syntax"),
+    "rules outside of their table": ("required = true\n", "unknown_key"),
+    "index above the last one": ("[gpu]\naccepted_mismatches = [64]\n", "wrong_value"),
+    "period without a unit that is negative": ("[gpu]\nmax_ocsp_age = -1\n", "wrong_value"),
 }.items():
-    attacks.add("confuse", f"policy with a {_name}", bound(policy, _text), ConfigError)
+    attacks.add("confuse", f"policy with a {_name}", bound(policy, _text), ConfigError, _reason)
 
 
 @attacks.attempt("forge", GpuEvidenceError, "driver_version")

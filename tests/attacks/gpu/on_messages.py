@@ -63,18 +63,22 @@ MESSAGES: Final[dict[str, tuple[Callable[[], object], type[Any], tuple[str, ...]
     "of another type": (
         with_members(gpu_evidence=record(DATA, "application/json")),
         FormatError,
-        (),
+        ("wrong_value",),
     ),
     "as an endorsement": (
         with_members(gpu_evidence=record(DATA, indicator=2)),
         FormatError,
-        (),
+        ("inconsistent",),
     ),
-    "as a result": (with_members(gpu_evidence=record(DATA, indicator=8)), FormatError, ()),
+    "as a result": (
+        with_members(gpu_evidence=record(DATA, indicator=8)),
+        FormatError,
+        ("inconsistent",),
+    ),
     "in the place of the configuration": (
         with_members(config=record(DATA)),
         FormatError,
-        (),
+        ("wrong_value",),
     ),
     "under a label in capitals": (
         with_members(gpu_evidence=None, GPU_EVIDENCE=record(DATA)),
@@ -84,15 +88,15 @@ MESSAGES: Final[dict[str, tuple[Callable[[], object], type[Any], tuple[str, ...]
     "in a collection of its own": (
         with_members(gpu_evidence={"__cmwc_t": "urn:x:y", "gpu_evidence": record(DATA)}),
         FormatError,
-        (),
+        ("wrong_type",),
     ),
     "with padding": (
         with_members(gpu_evidence=[MEDIA, to_base64url(DATA) + "=", 4]),
         FormatError,
-        (),
+        ("encoding",),
     ),
-    "that is empty": (with_members(gpu_evidence=record(b"")), FormatError, ()),
-    "that is no JSON": (with_members(gpu_evidence=record(b"\xff")), FormatError, ()),
+    "that is empty": (with_members(gpu_evidence=record(b"")), FormatError, ("syntax",)),
+    "that is no JSON": (with_members(gpu_evidence=record(b"\xff")), FormatError, ("encoding",)),
     "of an earlier nonce": (
         with_members(gpu_evidence=record(OTHER)),
         PolicyError,

@@ -68,7 +68,7 @@ def token_under_the_name_of_another_device() -> object:
     )
 
 
-@attacks.attempt("confuse", FormatError)
+@attacks.attempt("confuse", FormatError, "inconsistent")
 def token_of_a_gpu_as_that_of_a_switch() -> object:
     """Claims about a switch need no manifest of a driver."""
     return check_tokens(

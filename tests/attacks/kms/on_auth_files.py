@@ -96,22 +96,28 @@ FILES: Final[dict[str, Any]] = {
 for _name, _run in FILES.items():
     attacks.add("confuse", f"file that allows {_name}", _run)
 
-MALFORMED: Final[dict[str, dict[str, Any]]] = {
-    "a key in other letters": {"OsImages": ["bb" * 32]},
-    "a key that is misspelt": {"allowedTCBStatuses": ["UpToDate"]},
-    "a key of an app that is misspelt": {"apps": with_app(device=["00" * 32])},
-    "a flag as text": {"apps": with_app(allowAnyDevice="false")},
-    "a flag as a number": {"apps": with_app(allowAnyDevice=0)},
-    "a hash in place of a list": {"osImages": "bb" * 32},
-    "an app twice, with a prefix": {"apps": {APP.hex(): RULES, f"0x{APP.hex()}": RULES}},
-    "an app twice, in capitals": {"apps": {APP.hex(): RULES, APP.hex().upper(): RULES}},
-    "apps as a list": {"apps": [RULES]},
+MALFORMED: Final[dict[str, tuple[dict[str, Any], str]]] = {
+    "a key in other letters": ({"OsImages": ["bb" * 32]}, "unknown_key"),
+    "a key that is misspelt": ({"allowedTCBStatuses": ["UpToDate"]}, "unknown_key"),
+    "a key of an app that is misspelt": ({"apps": with_app(device=["00" * 32])}, "unknown_key"),
+    "a flag as text": ({"apps": with_app(allowAnyDevice="false")}, "wrong_type"),
+    "a flag as a number": ({"apps": with_app(allowAnyDevice=0)}, "wrong_type"),
+    "a hash in place of a list": ({"osImages": "bb" * 32}, "wrong_type"),
+    "an app twice, with a prefix": (
+        {"apps": {APP.hex(): RULES, f"0x{APP.hex()}": RULES}},
+        "duplicate",
+    ),
+    "an app twice, in capitals": (
+        {"apps": {APP.hex(): RULES, APP.hex().upper(): RULES}},
+        "duplicate",
+    ),
+    "apps as a list": ({"apps": [RULES]}, "wrong_type"),
 }
-for _name, _changes in MALFORMED.items():
-    attacks.add("confuse", f"file with {_name}", bound(decide, **_changes), ConfigError)
+for _name, (_changes, _reason) in MALFORMED.items():
+    attacks.add("confuse", f"file with {_name}", bound(decide, **_changes), ConfigError, _reason)
 
 
-@attacks.attempt("confuse", ConfigError)
+@attacks.attempt("confuse", ConfigError, "duplicate")
 def file_with_an_app_twice() -> object:
     """Of two members of one name a text editor shows the first, a parser takes the last."""
     text = json.dumps(FILE)

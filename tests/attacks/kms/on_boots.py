@@ -68,7 +68,7 @@ FILES: Final[dict[str, tuple[Callable[[Path], object], type[AttestKitError], tup
     "with another signature": (edit(k256_signature="11" * 65), KmsError, ("connection",)),
     "without a signature": (edit(k256_signature=""), KmsError, ("connection",)),
     "with a disk key of 31 bytes": (edit(disk_crypt_key="11" * 31), KmsError, ("connection",)),
-    "with an unknown provider": (edit(key_provider={"Evil": {}}), ConfigError, ()),
+    "with an unknown provider": (edit(key_provider={"Evil": {}}), ConfigError, ("wrong_value",)),
     "with keys of a seed": (
         lambda folder: AppKeys.from_seed(bytes(32)).save(folder / KEY_FILE),
         KmsError,
@@ -84,7 +84,7 @@ FILES: Final[dict[str, tuple[Callable[[Path], object], type[AttestKitError], tup
             (folder / KEY_FILE).read_text().replace("{", '{"k256_key": "00",', 1)
         ),
         ConfigError,
-        (),
+        ("duplicate",),
     ),
     "that is missing": (lambda folder: (folder / KEY_FILE).unlink(), KmsError, ("connection",)),
 }

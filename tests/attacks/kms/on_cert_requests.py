@@ -40,7 +40,7 @@ def long_form(signature: bytes) -> bytes:
 
 
 REQUESTS: Final[dict[str, tuple[Any, type[AttestKitError], tuple[str, ...]]]] = {
-    "of one version as the other": (bound(request, version=1), FormatError, ()),
+    "of one version as the other": (bound(request, version=1), FormatError, ("trailing_data",)),
     "of version 0": (bound(request, version=0), FormatError, ("unsupported_version",)),
     "of version 3": (bound(request, version=3), FormatError, ("unsupported_version",)),
     "signed by a stranger": (
@@ -73,7 +73,7 @@ REQUESTS: Final[dict[str, tuple[Any, type[AttestKitError], tuple[str, ...]]]] = 
         FormatError,
         ("too_many", "truncated", "too_large"),
     ),
-    "with a byte behind": (bound(request, CSR + b"\0"), FormatError, ()),
+    "with a byte behind": (bound(request, CSR + b"\0"), FormatError, ("trailing_data",)),
     "with a flag of two": (
         bound(request, CSR.replace(b"\x0capp\x00\x00", b"\x0capp\x00\x02", 1)),
         FormatError,

@@ -113,12 +113,12 @@ CHAINS: Final[dict[str, tuple[Any, type[AttestKitError], tuple[str, ...]]]] = {
     "of the app below the CA of another one": (
         bound(of_kms, GENUINE[0], OTHERS[1], KMS_ROOT),
         AttestKitError,
-        (),
+        ("cert_bad_signature",),
     ),
     "with the server's certificate of the KMS": (
         bound(of_kms, RPC, GENUINE[1], KMS_ROOT),
         AttestKitError,
-        (),
+        ("cert_bad_signature",),
     ),
     "whose app CA is the server of the KMS": (
         bound(of_kms, under(RPC, KMS.rpc_key), RPC, KMS_ROOT),
@@ -229,22 +229,25 @@ URLS: Final = {
     "with a user": "https://user:secret@kms.example",
     "with a user that is a host": "https://kms.example@evil.example",
     "with a question": "https://kms.example/prpc?x=",
-    "with a fragment": "https://kms.example#@evil.example",
+    "with a fragment": "https://kms.example#.evil.example",
     "with a line end": "https://kms.example\r\nHost: evil.example",
     "with a tab": "https://kms\t.example",
     "with a space": "https://kms.example /x",
-    "with a backslash": "https://kms.example\\@evil.example",
+    "with a backslash": "https://kms.example\\.evil.example",
     "with letters of another script": "https://\u043ams.example",
     "with a port of six digits": "https://kms.example:100000",
     "with a port of letters": "https://kms.example:x",
     "with a negative port": "https://kms.example:-1",
     "with half an address": "https://[::1",
-    "with an address and a zone": "https://[fe80::1%25eth0\n]",
+    "with an address and a zone": "https://[fe80::1%25eth0]",
     "without a host": "https:///prpc",
     "of 3,000 characters": "https://kms.example/" + "a" * 3000,
 }
 for _name, _url in URLS.items():
-    attacks.add("confuse", f"address of a KMS {_name}", bound(parse_kms_url, _url), ConfigError)
+    _reason = "too_large" if len(_url) > 2048 else "wrong_value"
+    attacks.add(
+        "confuse", f"address of a KMS {_name}", bound(parse_kms_url, _url), ConfigError, _reason
+    )
 
 
 # -- pins --------------------------------------------------------------------------------------
@@ -252,23 +255,35 @@ for _name, _url in URLS.items():
 PIN: Final = root_of(KMS)
 assert KmsRoot.from_json(PIN.to_json()) == PIN
 K256: Final = PIN.k256_public_key or b""
-PINS: Final[dict[str, str]] = {
-    "with a key twice": PIN.to_json().replace("{", '{"ca_spki": "00",', 1),
-    "with an unknown key": PIN.to_json().replace("{", '{"insecure": true,', 1),
-    "with a key in capitals": PIN.to_json().replace("ca_spki", "CA_SPKI"),
-    "in a list": f"[{PIN.to_json()}]",
-    "with text behind": PIN.to_json() + "{}",
-    "with a key that is not on its curve": PIN.to_json().replace(K256.hex(), "02" + "ff" * 32),
-    "with a key as nothing": '{"ca_spki": null}',
-    "that is empty": "{}",
+PINS: Final[dict[str, tuple[str, str]]] = {
+    "with a key twice": (PIN.to_json().replace("{", '{"ca_spki": "00",', 1), "duplicate"),
+    "with an unknown key": (PIN.to_json().replace("{", '{"insecure": true,', 1), "unknown_key"),
+    "with a key in capitals": (PIN.to_json().replace("ca_spki", "CA_SPKI"), "unknown_key"),
+    "in a list": (f"[{PIN.to_json()}]", "wrong_type"),
+    "with text behind": (PIN.to_json() + "{}", "syntax"),
+    "with a key that is not on its curve": (
+        PIN.to_json().replace(K256.hex(), "02" + "ff" * 32),
+        "wrong_value",
+    ),
+    "with a key as nothing": ('{"ca_spki": null}', "missing"),
+    "that is empty": ("{}", "missing"),
 }
-for _name, _text in PINS.items():
-    attacks.add("confuse", f"pin of a KMS {_name}", bound(KmsRoot.from_json, _text), ConfigError)
-for _name, _ca, _k256 in (
-    ("with the key of the wrong curve", K256, None),
-    ("with a key of zeros", bytes(91), None),
-    ("with its second key uncompressed", PIN.ca_spki, b"\4" + bytes(64)),
-    ("with its second key as text", PIN.ca_spki, K256.hex()),
-    ("with its second key for Ed25519", PIN.ca_spki, K256Key(b"\5" * 32).public_key[1:]),
+for _name, (_text, _reason) in PINS.items():
+    attacks.add(
+        "confuse", f"pin of a KMS {_name}", bound(KmsRoot.from_json, _text), ConfigError, _reason
+    )
+for _name, _ca, _k256, _reason in (
+    ("with the key of the wrong curve", K256, None, "wrong_size"),
+    ("with a key of zeros", bytes(91), None, "invalid_key"),
+    ("with its second key uncompressed", PIN.ca_spki, b"\4" + bytes(64), "wrong_size"),
+    ("with its second key as text", PIN.ca_spki, K256.hex(), "wrong_type"),
+    (
+        "with its second key for Ed25519",
+        PIN.ca_spki,
+        K256Key(b"\5" * 32).public_key[1:],
+        "wrong_size",
+    ),
 ):
-    attacks.add("confuse", f"root {_name}", bound(KmsRoot, _ca, untyped(_k256)), UsageError)
+    attacks.add(
+        "confuse", f"root {_name}", bound(KmsRoot, _ca, untyped(_k256)), UsageError, _reason
+    )

@@ -189,7 +189,7 @@ def pin_of_the_ca_with_the_key_of_another_kms() -> FetchedKeys:
     return fetch(client={"roots": pins})
 
 
-@attacks.attempt("confuse", UsageError)
+@attacks.attempt("confuse", UsageError, "wrong_type")
 def first_use_by_a_word_in_other_letters() -> FetchedKeys:
     """Trust on first use must be requested by its exact name."""
     return fetch(client={"roots": "First-Use"})

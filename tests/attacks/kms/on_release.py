@@ -7,7 +7,7 @@ from typing import Any, Final
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v2
 from attestkit.errors import (
-    AttestKitError,
+    FormatError,
     PolicyError,
     UsageError,
     VerificationError,
@@ -115,19 +115,23 @@ def claimed_image_for_a_strict_policy() -> Decision:
 BOUND: Final = ReportData.bind(ReportData.RATLS_CERT, KEY.spki_der)
 assert authorize(evidence_of(KEY), vm_config=VM_CONFIG, report_data=BOUND)
 CONFIGS: Final = {
-    "that is another one": '{"cpu_count": 99}',
-    "with a member twice": '{"os_image_hash": "aa", "os_image_hash": "bb"}',
-    "as an array": "[]",
-    "with a hash beside an inner one": json.dumps(
-        {"vm_config": json.dumps({"os_image_hash": "bb" * 32}), "os_image_hash": "aa" * 32}
+    "that is another one": ('{"cpu_count": 99}', "inconsistent"),
+    "with a member twice": ('{"os_image_hash": "aa", "os_image_hash": "bb"}', "duplicate"),
+    "as an array": ("[]", "wrong_type"),
+    "with a hash beside an inner one": (
+        json.dumps(
+            {"vm_config": json.dumps({"os_image_hash": "bb" * 32}), "os_image_hash": "aa" * 32}
+        ),
+        "inconsistent",
     ),
 }
-for _name, _config in CONFIGS.items():
+for _name, (_config, _reason) in CONFIGS.items():
     attacks.add(
         "confuse",
         f"configuration of a machine {_name}",
         bound(authorize, evidence_of(KEY), vm_config=_config, report_data=BOUND),
-        AttestKitError,
+        FormatError,
+        _reason,
     )
 
 

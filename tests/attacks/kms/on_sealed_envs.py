@@ -80,7 +80,7 @@ ENVELOPES: Final[dict[str, tuple[Any, type[AttestKitError], tuple[str, ...]]]] =
     "with the epochs of another one": (
         bound(open_env, SEALED.replace('"app_epoch":7', '"app_epoch":8'), SECRET, epochs=(2, 8)),
         VerificationError,
-        (),
+        ("bad_signature",),
     ),
     "with exchanged epochs": (
         bound(
@@ -90,7 +90,7 @@ ENVELOPES: Final[dict[str, tuple[Any, type[AttestKitError], tuple[str, ...]]]] =
             epochs=(7, 2),
         ),
         VerificationError,
-        (),
+        ("bad_signature",),
     ),
     "of the older form": (
         bound(open_env, LEGACY, SECRET, epochs=EPOCHS),
@@ -100,9 +100,9 @@ ENVELOPES: Final[dict[str, tuple[Any, type[AttestKitError], tuple[str, ...]]]] =
     "of another key": (
         bound(open_env, seal_env(VARIABLES, OTHER, epochs=EPOCHS), SECRET, epochs=EPOCHS),
         VerificationError,
-        (),
+        ("bad_signature",),
     ),
-    "of two halves": (bound(opened, enc=NEXT["enc"]), VerificationError, ()),
+    "of two halves": (bound(opened, enc=NEXT["enc"]), VerificationError, ("bad_signature",)),
     "with an epoch as true": (bound(opened, root_epoch=True), FormatError, ("wrong_type",)),
     "with an epoch as text": (bound(opened, root_epoch="2"), FormatError, ("wrong_type",)),
     "with an epoch as a fraction": (bound(opened, root_epoch=2.0), FormatError, ("wrong_type",)),
@@ -116,7 +116,7 @@ ENVELOPES: Final[dict[str, tuple[Any, type[AttestKitError], tuple[str, ...]]]] =
     "with a key of low order": (
         bound(opened, enc=b64encode(bytes(32)).decode()),
         AttestKitError,
-        (),
+        ("bad_signature",),
     ),
     "with a member twice": (
         bound(open_env, SEALED.replace("{", '{"version":1,', 1), SECRET, epochs=EPOCHS),
@@ -129,7 +129,7 @@ ENVELOPES: Final[dict[str, tuple[Any, type[AttestKitError], tuple[str, ...]]]] =
             ciphertext=b64encode(b64decode(json.loads(SEALED)["ciphertext"]) + b"\0").decode(),
         ),
         VerificationError,
-        (),
+        ("bad_signature",),
     ),
     "without padding": (
         bound(opened, enc=json.loads(SEALED)["enc"].rstrip("=")),
@@ -139,9 +139,13 @@ ENVELOPES: Final[dict[str, tuple[Any, type[AttestKitError], tuple[str, ...]]]] =
     "with text behind": (
         bound(open_env, SEALED + "{}", SECRET, epochs=EPOCHS),
         FormatError,
-        (),
+        ("syntax",),
     ),
-    "in capital hex of half a byte": (bound(open_env, LEGACY[:-1], SECRET), FormatError, ()),
+    "in capital hex of half a byte": (
+        bound(open_env, LEGACY[:-1], SECRET),
+        FormatError,
+        ("unrecognized",),
+    ),
 }
 for _name, (_run, _error, _reasons) in ENVELOPES.items():
     attacks.add("recombine", f"environment {_name}", _run, _error, *_reasons)
@@ -196,12 +200,16 @@ def environment_of_millions_of_brackets() -> None:
         raise AssertionError("accepted")
 
 
-for _name, _key in {"of low order": bytes(32), "of 31 bytes": bytes(31)}.items():
+for _name, _key, _reason in (
+    ("of low order", bytes(32), "invalid_key"),
+    ("of 31 bytes", bytes(31), "wrong_size"),
+):
     attacks.add(
         "confuse",
         f"environment sealed to a key {_name}",
         bound(seal_env, VARIABLES, _key, epochs=EPOCHS),
         UsageError,
+        _reason,
     )
 
 
@@ -308,27 +316,32 @@ def frame(**changes: object) -> bytes:
 
 
 assert decode_response(frame()).encrypted_key == b"\1" * 80
-FRAMES: Final[dict[str, bytes]] = {
-    "with a byte of 256": frame(encrypted_key=[256]),
-    "with a byte below zero": frame(encrypted_key=[-1]),
-    "with a byte as a fraction": frame(encrypted_key=[1.0]),
-    "with a byte as true": frame(encrypted_key=[True]),
-    "with bytes as text": frame(encrypted_key="\u0001" * 80),
-    "with a list in a list": frame(encrypted_key=[[1]]),
-    "with a member twice": frame().replace(b"{", b'{"encrypted_key": [9],', 1),
-    "with text behind": frame() + b"{}",
-    "without a quote": b'{"encrypted_key": [1]}',
-    "in a list": b"[" + frame() + b"]",
-    "of many members": json.dumps({f"a{at}": 0 for at in range(20_000)}).encode(),
+FRAMES: Final[dict[str, tuple[bytes, str]]] = {
+    "with a byte of 256": (frame(encrypted_key=[256]), "wrong_type"),
+    "with a byte below zero": (frame(encrypted_key=[-1]), "wrong_type"),
+    "with a byte as a fraction": (frame(encrypted_key=[1.0]), "wrong_type"),
+    "with a byte as true": (frame(encrypted_key=[True]), "wrong_type"),
+    "with bytes as text": (frame(encrypted_key="\u0001" * 80), "wrong_type"),
+    "with a list in a list": (frame(encrypted_key=[[1]]), "wrong_type"),
+    "with a member twice": (frame().replace(b"{", b'{"encrypted_key": [9],', 1), "duplicate"),
+    "with text behind": (frame() + b"{}", "syntax"),
+    "without a quote": (b'{"encrypted_key": [1]}', "wrong_type"),
+    "in a list": (b"[" + frame() + b"]", "wrong_type"),
+    "of many members": (json.dumps({f"a{at}": 0 for at in range(20_000)}).encode(), "too_large"),
 }
-for _name, _frame in FRAMES.items():
+for _name, (_frame, _reason) in FRAMES.items():
     attacks.add(
         "confuse",
         f"message of a local provider {_name}",
         bound(decode_response, _frame),
         FormatError,
+        _reason,
     )
 for _name, _head in {"of no byte": bytes(4), "of 4 GiB": b"\xff" * 4, "cut": b"\0\0\1"}.items():
     attacks.add(
-        "exhaust", f"frame of a local provider {_name}", bound(read_size, _head), FormatError
+        "exhaust",
+        f"frame of a local provider {_name}",
+        bound(read_size, _head),
+        FormatError,
+        "wrong_size",
     )

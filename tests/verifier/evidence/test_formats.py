@@ -137,6 +137,15 @@ def test_parse_evidence_malformed_raises_format_error(evidence: bytes, reason: s
     assert reason in {None, caught.value.reason}
 
 
+def test_parse_evidence_malformed_collection_names_its_record() -> None:
+    """A collection in JSON has a quote, as an agent's response has; its own error is reported."""
+    fields = json.loads(TD.to_bytes("json"))
+    fields["quote"][0] = "application/json"
+    with pytest.raises(FormatError, match="media type must be") as caught:
+        parse_evidence(json.dumps(fields).encode())
+    assert caught.value.reason == "wrong_value"
+
+
 def test_snp_report_over_10_mib_is_too_large() -> None:
     """The limit of evidence holds for a report with certificates, too."""
     with raises(FormatError, "too_large"):
