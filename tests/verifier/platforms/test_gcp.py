@@ -34,7 +34,7 @@ from attestkit.errors import (
     VerificationError,
 )
 from attestkit.event_log.runtime_events import runtime_preimage
-from attestkit.tpm import TpmtSignature
+from attestkit.tpm import PcrSelection, TpmtSignature
 from attestkit.tpm.pcrs import extend
 from attestkit.verifier import AppraisalPolicy, ReferenceValues, Verifier
 from attestkit.verifier.evidence.checks import (
@@ -48,7 +48,7 @@ from attestkit.verifier.platforms.vtpm.ak_chain import AkChains
 from tests.runner.cases import every_case
 from tests.thorough import limited
 from tests.vectors import data, needs_shared
-from tests.verifier.platforms import intel
+from tests.verifier.platforms import amd, azure, intel
 from tests.verifier.platforms.google import (
     CASES,
     COMPOSED,
@@ -210,6 +210,23 @@ def test_values_of_other_names_duplicates_and_extra_ones_are_refused() -> None:
         (values[0]._replace(algorithm="SHA256"), *values[1:]),
     ):
         assert refused(altered(pcr_values=changed)) == (VerificationError, "pcr_selection")
+
+
+@every_case("pcrs", [(0, 2), (0, 14), (2, 14), tuple(range(14)), (14,), tuple(range(24))])
+def test_td_must_be_quoted_with_pcrs_0_2_and_14(pcrs: tuple[int, ...]) -> None:
+    """A quote without one of them says nothing about firmware, kernel or app of a TD."""
+    selection = (PcrSelection("sha256", pcrs),)
+    signed = azure.quote(sha256(platform_of(composed()).quote), selections=selection)
+    certificate = amd.authority("AK", "AK")
+    own = altered(
+        message=signed.message,
+        signature=signed.signature,
+        pcr_values=signed.pcr_values,
+        event_log=(),
+        ak_cert=certificate,
+    )
+    # The next check is that of the log, which is empty.
+    assert refused(own)[1] == ("pcr_mismatch" if {0, 2, 14} <= {*pcrs} else "pcr_selection")
 
 
 def test_another_hardware_quote_is_refused() -> None:
