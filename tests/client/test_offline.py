@@ -12,6 +12,8 @@ import attestkit
 from attestkit.client import ProofBundle, Require, verify_proof
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.bound import bound
+from attestkit.client.services.own_document import OwnDocument
+from attestkit.client.services.service import Claims
 from attestkit.errors import (
     AttestKitError,
     CollateralError,
@@ -24,6 +26,7 @@ from attestkit.errors import (
 from attestkit.testing import AttestedServer
 from tests.client.proofs.saved_proofs import saved_proof
 from tests.raising import raises
+from tests.untyped import untyped
 
 NAME_AND_KEY = "that nonce, name and TLS key"
 TIME = "the time of the proof"
@@ -57,6 +60,33 @@ def test_saved_proof_is_verified(ra_tls: bool) -> None:
     assert again.not_proven[0].startswith(NAME_AND_KEY)
     assert again.not_proven[1:] == first.not_proven
     assert NAME_AND_KEY in str(again)
+
+
+def test_key_is_compared_for_a_service_that_forgets_it() -> None:
+    """A caller's service that does not compare the observed key accepts no other one."""
+
+    class Forgetful:
+        """The service of attestkit's servers, without the comparison."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(OwnDocument(), name)
+
+        def read(self, answers: Any, nonce: bytes, _seen: object, model: str | None) -> Claims:
+            return OwnDocument().read(answers, nonce, None, model)
+
+    service = untyped(Forgetful())
+    assert verify(bundle_of(), service=service).bindings == verify(bundle_of()).bindings
+    other = replace(bundle_of(), certificate=bundle_of(ra_tls=True).certificate)
+    with raises(ServiceError, "other_key"):
+        verify(other, service=service)
+
+
+def test_proof_ends_with_the_collateral() -> None:
+    """A proof that `max_age` would let last longer ends with the first part of its collateral."""
+    facts = verify(bundle_of()).result.tcb.collateral
+    assert facts is not None
+    now = facts.earliest_expiration - timedelta(minutes=10)
+    assert verify(bundle_of(), now=now).valid_until == facts.earliest_expiration
 
 
 def test_time_of_the_bundle_is_used_only_if_asked() -> None:
