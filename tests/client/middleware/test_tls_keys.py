@@ -93,6 +93,22 @@ def test_file_that_is_written_in_place_is_read_again(tmp_path: Path) -> None:
     assert keys.current() == (second, first)
 
 
+@pytest.mark.parametrize("in_place", [False, True])
+def test_file_with_an_older_time_is_read_again(tmp_path: Path, *, in_place: bool) -> None:
+    """Tools that copy a file with its time, and archives, leave another inode or size."""
+    (first_pem, first), (second_pem, second) = leaf(), leaf()
+    path = tmp_path / "leaf.pem"
+    path.write_text(first_pem.ljust(4096, "\n"))
+    os.utime(path, (1, 1))
+    keys = TlsKeys(path, lambda: 0.0)
+    if in_place:
+        path.write_text(second_pem)
+    else:
+        replace(path, second_pem.ljust(4096, "\n"))
+    os.utime(path, (1, 1))
+    assert keys.current() == (second, first)
+
+
 def test_old_key_that_comes_back_is_listed_once(tmp_path: Path) -> None:
     """An operator may restore the certificate before."""
     (first_pem, first), (second_pem, second) = leaf(), leaf()
