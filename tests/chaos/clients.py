@@ -58,8 +58,9 @@ class Ledger:
             names: Of all events that the app emitted.
 
         Raises:
-            AssertionError: If an acknowledged event is duplicated or out of order, or an event is
-                in the log although its error said that nothing was changed.
+            AssertionError: If an acknowledged event is duplicated or out of order, an event is in
+                the log although its error said that nothing was changed, or is missing although
+                its error said that the register was extended.
         """
         ours = [name for name in names if name.startswith(_BEGINS)]
         assert len(ours) == len(set(ours)), "an event is in the log twice"
@@ -71,6 +72,9 @@ class Ledger:
         for name in more:
             text = self.refused[name]
             assert "nothing was changed" not in text, f"{name} is in the log, but: {text}"
+        for name, text in self.refused.items():
+            if "; RTMR3 was extended" in text:
+                assert name in more, f"{name} is missing in the log, but: {text}"
         return len(more)
 
 

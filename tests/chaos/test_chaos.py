@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.all_scenarios import ALL, MODULES
 from tests.chaos.faults.connections import CROWD
 from tests.chaos.faults.corruptions import corruptions
-from tests.chaos.faults.journal import BETWEEN
+from tests.chaos.faults.journal import BETWEEN, BETWEEN_SHORT, ways_of
 from tests.chaos.scenarios import Form
 from tests.chaos.trial import Trial
 from tests.docs.promises import promises
@@ -69,7 +69,7 @@ def test_chaos_record_is_of_full_form() -> None:
 
 
 def test_chaos_record_has_every_corruption() -> None:
-    """Each corruption was tried on both kinds of journal, and none was accepted."""
+    """Each corruption was tried on both kinds; no event was taken while evidence was refused."""
     names = [way.name for way in corruptions()]
     assert len(set(names)) == len(names)
     scenarios = read_record()["scenarios"]
@@ -89,7 +89,13 @@ def test_chaos_record_has_every_corruption() -> None:
 def test_promises_state_figures_of_tests() -> None:
     """The promises state the figures of their tests."""
     words = {promise.number: promise.words for promise in promises()}
-    assert f"any of {len(corruptions())} ways" in words["H10"]
+    names = [way.name for way in corruptions()]
+    assert f"any of {len(names)} ways" in words["H10"]
+    assert f"every {BETWEEN_SHORT}th between two runs" in words["H10"]
+    assert BETWEEN == 5
+    assert "every fifth between two runs" in words["H10"]
+    halves = [way.name for half in (0, 1) for way in ways_of(Form(full=False), half)]
+    assert sorted(halves) == sorted(names)
     assert CROWD == 5000
     assert words["C10"].startswith("Five thousand connections")
 

@@ -200,7 +200,8 @@ class Trial:
         before_and_after = [one for one in self.ledger.seen if one not in during]
         for one in (*seen, *before_and_after):
             if one.status != 200:
-                expected = allowed.get(one.method, allowed.get("*", ""))
+                expected = allowed.get(one.method, allowed.get("*"))
+                assert expected is not None, f"{one.method}: {one.status} {one.text}"
                 assert re.fullmatch(expected, plain(one.text)), f"{one.method}: {one.text}"
         for method in errors:
             assert any(s.method == method and s.status != 200 for s in seen), f"{method}: no error"

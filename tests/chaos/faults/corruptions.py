@@ -1,4 +1,4 @@
-"""Ways to damage a runtime log and the files beside it: named, deterministic, over 200.
+"""Ways to damage a runtime log and the files beside it: named, deterministic, over 300.
 
 Each changes one folder in one way. Its name has the file, a colon, the damage and its place. Ways
 that only root can create or observe are omitted for other users.
