@@ -206,6 +206,8 @@ def test_check_claims_times_have_leeway() -> None:
         {"exp": 10**400},
         {"nbf": NOW + LEEWAY + 1},
         {"nbf": None},
+        {"nbf": True},  # as a number it would be long past, and so the next one
+        {"iat": False},
         {"nbf": "0"},
         {"iat": NOW + LEEWAY + 1},
         {"iat": {}},
