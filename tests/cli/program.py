@@ -58,7 +58,10 @@ class Forks:
         self._socket.settimeout(PATIENCE)
         words = [sys.executable, "-m", "tests.cli.forking_process", str(theirs.fileno())]
         with theirs:
-            self._process = subprocess.Popen(words, env=environ, pass_fds=[theirs.fileno()])
+            # Not a terminal, as which Python would flush each line: a fork has its buffers.
+            self._process = subprocess.Popen(
+                words, env=environ, pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL
+            )
 
     def run(
         self, *words: str, stdout: int | None = None, stderr: int | None = None

@@ -117,6 +117,19 @@ def test_full_disk_is_code_1(command: str, files: Files, forks: Forks) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("name", ["doctor", "key", "show", "verify"])
+@pytest.mark.parametrize("stdout", ["closed pipe", "full"])
+def test_fork_ends_like_a_process(stdout: str, name: str, files: Files, forks: Forks) -> None:
+    """The forks of the other tests have exit code and errors of the program, also at its end."""
+    words = (name, *list_calls(files)[name])
+    with closed_pipe() as writer, Path("/dev/full").open("w") as full:
+        broken = writer if stdout == "closed pipe" else full.fileno()
+        forked = forks.run(*words, stdout=broken)
+        started = run(*words, stdout=broken, env=environment(FORCE_COLOR="1"))
+    assert forked.returncode == (0 if stdout == "closed pipe" else 1)
+    assert (forked.returncode, forked.stderr) == (started.returncode, started.stderr)
+
+
 def test_closed_stdout_is_success(command: str, files: Files) -> None:
     """A stdout that is closed at start does not fail the command."""
     if command == "serve":

@@ -319,13 +319,17 @@ def test_malformed_url_is_refused_before_the_first_event(kms: SimulatedKms) -> N
 
 
 def test_first_use_pins_the_kms_of_the_key_file(kms: SimulatedKms, tmp_path: Path) -> None:
-    """A later boot with "first-use" accepts the same KMS only."""
+    """A later boot with "first-use" accepts the same KMS only, and states that none was pinned."""
+    unproven = ("kms_root", "kms_k256_root")
     with guest(state_dir=tmp_path) as tee:
-        boot_with_kms(tee, kms.url, roots="first-use")
+        assert boot_with_kms(tee, kms.url, roots="first-use").not_proven == unproven
         tee.backend.reset()
         with kms_of(SEED, seed=b"\7" * 32) as foreign, raises(KmsError, "wrong_root"):
             boot_with_kms(tee, foreign.url, roots="first-use")
-        boot_with_kms(tee, kms.url, roots="first-use")
+        again = boot_with_kms(tee, kms.url, roots="first-use")
+        assert (again.is_kept, again.not_proven) == (False, unproven)
+        kept = boot_with_kms(tee, kms.url, roots="first-use")
+        assert (kept.is_kept, kept.not_proven) == (True, unproven)
 
 
 def test_broken_key_file_is_refused_with_a_remedy(kms: SimulatedKms, tmp_path: Path) -> None:
