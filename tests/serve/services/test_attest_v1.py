@@ -67,7 +67,7 @@ def test_attest_equals_evidence_of_v0(guest: Guest, dstack: Client) -> None:
     """
     for payload in (b"", b"\xdc\x00\x40" + bytes(64), b"\xdc\x00\x40" + b"\1" * 64, bytes(5000)):
         dstack.post("/EmitEvent", {"event": "a", "payload": payload.hex()})
-        for report_data in (b"", b"\xff" * 64, b"\1" * 64):
+        for report_data in (b"", b"short", b"\xff" * 64, b"\1" * 64):
             message = {"report_data": report_data.hex()}
             new, old = (
                 Attestation.from_bytes(
