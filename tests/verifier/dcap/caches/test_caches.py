@@ -8,10 +8,12 @@ from typing import Any, Final
 import pytest
 
 from attestkit._crypto.ecdsa import P256PublicKey
+from attestkit._crypto.x509.simulated.certificate_encoder import Window
+from attestkit._crypto.x509.simulated.sgx_certificates import Authority, issue_certificate
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import QuoteConfig
 from attestkit.collateral import Collateral
-from attestkit.errors import AttestKitError
+from attestkit.errors import AttestKitError, SignatureError
 from attestkit.quote import Quote
 from attestkit.verifier.claims import Authenticated
 from attestkit.verifier.dcap.engine import Dcap
@@ -26,6 +28,7 @@ from tests.verifier.dcap.dcap_samples import (
     PKI,
     RAW,
     ROOT,
+    TCB_SIGNER,
     create_crl,
     create_enclave_quote,
     create_tcb_info,
@@ -146,6 +149,53 @@ def test_rejections_are_not_cached() -> None:
     sizes = len(dcap._enclaves), len(dcap._evaluations), len(dcap._chains._platforms)
     assert sizes == (1, 0, 1)  # platform and QE report of the altered quote body
     assert outcome(dcap, RAW, COLLATERAL) == accepted
+
+
+def issue(authority: Authority, path_length: int | None, serial: int = 0x4100_0000_0000) -> bytes:
+    """Return another certificate that the root of the PKI issued."""
+    return issue_certificate(
+        authority,
+        PKI._root,
+        serial=serial,
+        validity=Window(PKI.config.not_before, PKI.config.not_after),
+        crl_url="https://pcs.attestkit.invalid/IntelSGXRootCA.der",
+        path_length=path_length,
+    )
+
+
+@pytest.mark.parametrize("part", ["tcb_info", "qe_identity"])
+def test_verified_body_is_not_that_of_another_signer(part: str) -> None:
+    """A signature counts for the certificate that it was verified with only."""
+    other = issue(Authority(TCB_SIGNER, PKI.key("another-signer")), None)
+    wrong = replace_collateral(**{f"{part}_issuer_chain": pem(other, ROOT)})
+    dcap = Dcap(ROOT)
+    assert not isinstance(outcome(dcap, RAW, COLLATERAL)[1], str)  # type: ignore[index]
+    warm = outcome(dcap, RAW, wrong)
+    assert warm == outcome(Dcap(ROOT), RAW, wrong)
+    assert warm == (SignatureError, f"{part}_bad_signature")
+
+
+def test_renewed_pck_ca_is_accepted_until_it_is_revoked() -> None:
+    """A CA with two certificates has one CRL; each certificate can be revoked by the root."""
+    renewed, serial = issue(PKI._pck_ca, 0), 0x4100_0000_0000
+    chain = pem(PKI.platform().pck_der, renewed, ROOT).encode()
+    raw = create_enclave_quote(certification=chain)
+    dcap = Dcap(ROOT)
+    accepted = outcome(dcap, raw, COLLATERAL)
+    assert not isinstance(accepted[1], str)  # type: ignore[index]
+    revoked = create_crl("root_crl", revoked=(serial,))
+    assert outcome(dcap, raw, revoked) == (SignatureError, "cert_revoked")
+    assert not isinstance(outcome(dcap, RAW, revoked)[1], str)  # type: ignore[index]
+    assert outcome(dcap, raw, COLLATERAL) == accepted
+
+
+@pytest.mark.parametrize("part", ["tcb_info", "qe_identity", "pck_crl"])
+def test_chains_with_two_certificates_of_the_root_are_rejected(part: str) -> None:
+    """Chains of one collateral end in one certificate, also if another has the key of the root."""
+    root = issue(PKI._root, 1)
+    issuer = PKI.pck_ca_der if part == "pck_crl" else PKI.tcb_signing_der
+    wrong = replace_collateral(**{f"{part}_issuer_chain": pem(issuer, root)})
+    assert outcome(Dcap(ROOT), RAW, wrong) == (SignatureError, "untrusted_root")
 
 
 def test_collateral_of_other_root_is_never_used() -> None:
