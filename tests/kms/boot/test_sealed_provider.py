@@ -1,19 +1,23 @@
 """A guest that was launched for another app or key provider does not use the keys."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 from attestkit.attestation import Attestation
 from attestkit.attestation.launch.mr_config import config_id_v1, config_id_v2, config_id_v3
+from attestkit.attester import Attester
 from attestkit.attester.evidence_source import BootSource
+from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.scenarios.config import Scenario
 from attestkit.backends.simulator.td_reports import OWN_APP_OF_KMS
 from attestkit.dstack.app_compose import AppCompose
 from attestkit.dstack.boot_sequence import events_before_keys
-from attestkit.errors import KmsError
+from attestkit.errors import KmsError, UnsupportedError
+from attestkit.kms import boot_with_kms
 from attestkit.kms.boot import check_sealed_provider
 from attestkit.kms.release.roots import KmsRoots
-from tests.kms.boot.booting import guest
+from tests.kms.boot.booting import SEED, guest, kms_of
 from tests.raising import raises
 from tests.runner.cases import every_case
 
@@ -106,3 +110,24 @@ def test_pcr_of_a_nitro_tpm_is_compared() -> None:
         source.continue_boot(events_before_keys(launch))
         with raises(KmsError, "wrong_provider", part="PCR 8"):
             check_sealed_provider(tee.attest(report_data=bytes(64)), SPKI)
+
+
+def test_boot_of_a_guest_for_another_kms_uses_no_keys(tmp_path: Path) -> None:
+    """Keys of the key file are not used if the guest was launched for another KMS."""
+
+    def restarted(provider_id: bytes) -> Attester[Simulator]:
+        config_id = config_id_v2(HASH, APP_ID, "kms", provider_id)
+        sealed_for = Scenario(body=(("mr_config_id", config_id),))
+        return guest(state_dir=tmp_path, app_id=APP_ID, scenario=sealed_for)
+
+    with kms_of(SEED) as kms, guest(state_dir=tmp_path, app_id=APP_ID) as tee:
+        boot_with_kms(tee, kms.url, roots=[kms.root])
+    with restarted(kms.root.ca_spki) as tee:
+        assert boot_with_kms(tee, kms.url, roots=[kms.root]).is_kept
+    with restarted(OTHER) as tee:
+        before = tee.registers(), tee.event_log().runtime
+        with raises(KmsError, "wrong_provider", part="sealed at launch"):
+            boot_with_kms(tee, kms.url, roots=[kms.root])
+        assert (tee.registers(), tee.event_log().runtime) == before
+        with raises(UnsupportedError, "no_keys"):
+            _ = tee.keys
