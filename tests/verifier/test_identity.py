@@ -253,6 +253,19 @@ def test_mr_config_field_must_match_log(field: str, value: object) -> None:
     assert field in str(error)
 
 
+@every_case(("sealed_id", "is_own"), [("", True), ("bb" * 91, True), ("aa" * 91, False)])
+def test_mr_config_key_provider_id_must_match_log(sealed_id: str, *, is_own: bool) -> None:
+    """The id of a key provider in the document is that in the log; without one, any is allowed."""
+    provider = json.dumps({"name": "kms", "id": "bb" * 91}).encode()
+    events = [(name, provider if name == "key-provider" else value) for name, value in intel.BOOT]
+    config = {**MR_CONFIG, "key_provider": "kms", "key_provider_id": sealed_id}
+    evidence = create_sealed_evidence(config, events=events)
+    if is_own:
+        assert intel.verifier().verify(evidence.to_bytes(), report_data=NONCE).claims.has_mr_config
+    else:
+        assert get_error(evidence).reason == "mr_config"
+
+
 def test_mr_config_document_must_match_its_hash() -> None:
     """The document's hash must be MR_CONFIG_ID."""
     evidence = create_sealed_evidence(MR_CONFIG).evidence
