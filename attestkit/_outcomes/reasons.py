@@ -327,7 +327,6 @@ SignatureReason = Literal[
     "invalid_key",
     "no_issuer",  # a chain without the signature of a KMS
     "ocsp_bad_signature",
-    "ocsp_nonce",  # an OCSP answer lacks the nonce of the request, or has another
     "ocsp_responder",  # an OCSP answer is not of a responder that the issuer authorized
     "ocsp_unknown",  # the responder does not know the certificate
     "product_mismatch",

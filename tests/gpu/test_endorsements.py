@@ -20,7 +20,6 @@ from attestkit._crypto.pem import split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.ocsp.answer import read_ocsp_answer
 from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_error
-from attestkit._crypto.x509.ocsp.check import check_ocsp
 from attestkit._crypto.x509.ocsp.request import read_ocsp_request
 from attestkit.collateral.responses import Response
 from attestkit.errors import CollateralError, GpuEvidenceError
@@ -29,6 +28,7 @@ from attestkit.gpu.endorsement_fetcher import MAX_REQUESTS
 from attestkit.gpu.endorsements import MAX_RIMS
 from tests.gpu.nras.nras_tokens import answer, jwks
 from tests.gpu.rim.rims import manifest, sign
+from tests.pki.ocsp_pki import check_ocsp
 from tests.raising import raises
 from tests.runner.cases import every_case
 from tests.vectors import HAVE_SHARED, SHARED, data, needs_shared

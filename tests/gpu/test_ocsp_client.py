@@ -6,9 +6,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
-from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER
+from attestkit._crypto.x509.ocsp.answer import MAX_ANSWER, read_ocsp_answer
 from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_answer, write_ocsp_error
-from attestkit._crypto.x509.ocsp.check import check_ocsp
 from attestkit._crypto.x509.ocsp.request import read_ocsp_request
 from attestkit.collateral.http_getter import HttpGetter
 from attestkit.errors import CollateralError, UsageError
@@ -17,6 +16,7 @@ from tests.pki.ocsp_pki import (
     DAY,
     NOW,
     answer_about,
+    check_ocsp,
     der,
     issuer_certificate,
     responder_of,
@@ -93,7 +93,8 @@ def test_fetch_ocsp_over_http(hash_name: str, nonce: bytes | None) -> None:
     with responder(respond) as server:
         answer = fetch(server.url, hash_name=hash_name, nonce=nonce)
     subject, issuer = der(subject_certificate()), der(issuer_certificate())
-    assert check_ocsp([answer], subject, issuer, NOW, nonce=nonce).status == "good"
+    assert read_ocsp_answer(answer).nonce == nonce
+    assert check_ocsp([answer], subject, issuer, NOW).status == "good"
     ((method, path, headers),) = server.requests
     assert (method, path) == ("POST", "/ocsp")
     assert headers["content-type"] == "application/ocsp-request"
@@ -114,6 +115,8 @@ def test_fetch_ocsp_over_http(hash_name: str, nonce: bytes | None) -> None:
         (lambda _: (200, answer_about(serial=5)), "malformed", "not about the certificate"),
         (lambda _: (200, answer_about()), "malformed", "nonce"),
         (lambda _: (200, answer_about(nonce=b"m" * 32)), "malformed", "nonce"),
+        (lambda _: (200, answer_about(nonce=NONCE + b"n")), "malformed", "nonce"),
+        (lambda _: (200, answer_about(nonce=NONCE[:-1])), "malformed", "nonce"),
         (lambda _: (200, bytes(MAX_ANSWER + 1)), "too_large", "at most"),
         (lambda _: (200, bytes((1 << 20) + 1)), "too_large", "1 MiB"),
     ],

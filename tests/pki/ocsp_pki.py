@@ -1,5 +1,6 @@
 """A small PKI with OCSP responders, made with `cryptography`, for tests of OCSP."""
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta, timezone
 from functools import cache
 from typing import Any
@@ -13,6 +14,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._crypto.x509.ocsp.answer_writer import OcspResponder, write_ocsp_answer
+from attestkit._crypto.x509.ocsp.check import KeptStatuses, OcspStatus
 from attestkit._crypto.x509.ocsp.request import cert_id
 from tests.pki.certificates import name_of
 
@@ -32,6 +34,13 @@ DIGITAL_SIGNATURE = x509.KeyUsage(
     encipher_only=False,
     decipher_only=False,
 )
+
+
+def check_ocsp(
+    answers: Iterable[bytes], certificate: bytes, issuer: bytes, now: datetime, **options: Any
+) -> OcspStatus:
+    """Return the status of a certificate by answers that were not used before."""
+    return KeptStatuses([*answers]).check(certificate, issuer, now, **options)
 
 
 @cache

@@ -16,7 +16,7 @@ from attestkit._crypto.x509.ocsp.answer_writer import (
     write_ocsp_answer,
     write_ocsp_error,
 )
-from attestkit._crypto.x509.ocsp.check import check_ocsp
+from attestkit._crypto.x509.ocsp.check import KeptStatuses
 from attestkit._crypto.x509.ocsp.request import (
     OcspRequest,
     cert_id,
@@ -91,7 +91,7 @@ def _answers() -> list[bytes]:
 def _accepted(raw: bytes, found: OcspAnswer) -> None:
     check("its pieces", found.signed in raw and found.responder.der in raw)
     tried(
-        lambda: check_ocsp([raw], _subject(), _issuer(), _NOW, nonce=_NONCE),
+        lambda: KeptStatuses([raw]).check(_subject(), _issuer(), _NOW),
         len(raw),
         *(FormatError, CollateralError, CollateralExpiredError, SignatureError),
     )

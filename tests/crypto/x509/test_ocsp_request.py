@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from attestkit._crypto.pem import encode_pem, split_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
+from attestkit._crypto.x509.ocsp.answer import read_ocsp_answer
 from attestkit._crypto.x509.ocsp.answer_writer import write_ocsp_answer
-from attestkit._crypto.x509.ocsp.check import check_ocsp
 from attestkit._crypto.x509.ocsp.request import (
     MAX_REQUEST,
     CertId,
@@ -29,6 +29,7 @@ from tests.pki.ocsp_pki import (
     DAY,
     NOW,
     answer_about,
+    check_ocsp,
     der,
     issuer_certificate,
     key_pem,
@@ -184,12 +185,13 @@ def test_check_ocsp_answer_of_openssl(openssl: OpenSsl, row: str, expected: str)
     nonce = b"0123456789abcdef"
     answer = openssl.answer(request(nonce=nonce), row.replace("{serial}", "0123456789ABCDEF"))
     subject, issuer = der(subject_certificate()), der(issuer_certificate())
+    assert read_ocsp_answer(answer).nonce == nonce
     now = datetime.now(timezone.utc)  # OpenSSL's answers are of this moment
     if expected == "ocsp_unknown":
         with raises(SignatureError, expected):
-            check_ocsp([answer], subject, issuer, now, nonce=nonce)
+            check_ocsp([answer], subject, issuer, now)
     else:
-        assert check_ocsp([answer], subject, issuer, now, nonce=nonce).status == expected
+        assert check_ocsp([answer], subject, issuer, now).status == expected
 
 
 @needs_openssl

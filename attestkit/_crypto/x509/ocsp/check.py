@@ -25,7 +25,6 @@ from attestkit.errors import (
     CollateralExpiredError,
     FormatError,
     SignatureError,
-    UsageError,
 )
 
 CLOCK_SKEW: Final = timedelta(minutes=5)
@@ -55,60 +54,19 @@ class OcspStatus(NamedTuple):
 
 
 class _Expected(NamedTuple):
-    """The arguments of `check_ocsp` of the same names."""
+    """The arguments of `KeptStatuses.check` of the same names."""
 
     now: datetime
-    nonce: bytes | None
     max_age: timedelta | None
-    skew: timedelta
     grace: timedelta
 
 
-def check_ocsp(
-    responses: Sequence[bytes],
-    certificate: bytes,
-    issuer: bytes,
-    now: datetime,
-    *,
-    nonce: bytes | None = None,
-    max_age: timedelta | None = None,
-    skew: timedelta = CLOCK_SKEW,
-    grace: timedelta = timedelta(),
-) -> OcspStatus:
-    """Return the status of a certificate, as the answers about it state it.
-
-    Of several valid answers, one with the status "revoked" is used, else the newest. Only the 16
-    newest answers are verified.
+class KeptStatuses:
+    """Statuses of certificates as given answers state them; one is kept while it is valid.
 
     Args:
         responses: Answers in DER, also about other certificates.
-        certificate: The certificate in DER.
-        issuer: The verified certificate of its issuer in DER.
-        now: Time of the verification, aware.
-        nonce: Nonce that the answer must contain; None if none was sent.
-        max_age: Maximum time since an answer's thisUpdate; None allows any until its nextUpdate.
-        skew: Allowed difference of the responder's clock.
-        grace: How long after its nextUpdate an answer is accepted; the responder's certificate must
-            still be valid.
-
-    Raises:
-        CollateralError: If no answer is about the certificate (`missing`), or the responder
-            returned an error instead.
-        FormatError: If a certificate is malformed, or no answer is about it and one is malformed.
-        SignatureError: If the answer is not of a responder that the issuer authorized, its
-            signature is not valid, its nonce is another one, or the certificate is unknown.
-        CollateralExpiredError: If answer or responder certificate are not valid at `now`.
-        UsageError: If there are more than 512 answers.
     """
-    if len(responses) > MAX_ANSWERS:
-        message = f"OCSP answers: {len(responses)}, at most {MAX_ANSWERS}"
-        raise UsageError(message, reason="too_many")
-    expected = _Expected(now, nonce, max_age, skew, grace)
-    return _find_status(responses, certificate, issuer, expected)[0]
-
-
-class KeptStatuses:
-    """A cache of `check_ocsp` for given answers (DER); it keeps a status while it is valid."""
 
     def __init__(self, responses: Sequence[bytes]) -> None:
         self._responses = tuple(responses)
@@ -123,9 +81,10 @@ class KeptStatuses:
         max_age: timedelta | None = None,
         grace: timedelta = timedelta(),
     ) -> OcspStatus:
-        """Return a certificate's status as `check_ocsp` by the given answers, or a kept one.
+        """Return the status of a certificate, as the answers about it state it, or a kept one.
 
-        Raises as `check_ocsp`.
+        Of several valid answers, one with the status "revoked" is used, else the newest. Only the
+        16 newest answers are verified.
 
         Args:
             certificate: The certificate in DER.
@@ -133,13 +92,23 @@ class KeptStatuses:
             now: Time of the verification, aware.
             max_age: Maximum time since an answer's thisUpdate; None allows any until its
                 nextUpdate.
-            grace: How long after its nextUpdate an answer is accepted.
+            grace: How long after its nextUpdate an answer is accepted; the responder's certificate
+                must still be valid.
+
+        Raises:
+            CollateralError: If no answer is about the certificate (`missing`), or the responder
+                returned an error instead.
+            FormatError: If a certificate is malformed, or no answer is about it and one is
+                malformed.
+            SignatureError: If the answer is not of a responder that the issuer authorized, its
+                signature is not valid, or the certificate is unknown.
+            CollateralExpiredError: If answer or responder certificate are not valid at `now`.
         """
         key = certificate, issuer, max_age, grace
         kept = self._kept.get(key)
         if kept is not None and kept[1] <= now <= kept[2]:
             return kept[0]
-        expected = _Expected(now, None, max_age, CLOCK_SKEW, grace)
+        expected = _Expected(now, max_age, grace)
         status, answer = _find_status(self._responses, certificate, issuer, expected)
         if answer is not None and (period := _accepted_period(answer, expected)) is not None:
             if len(self._kept) >= MAX_ANSWERS:
@@ -153,10 +122,10 @@ class KeptStatuses:
 
 def _accepted_period(answer: OcspAnswer, expected: _Expected) -> tuple[datetime, datetime] | None:
     """Return first and last time at which `_check_times` accepts an answer; None on overflow."""
-    _, _, max_age, skew, grace = expected
+    _, max_age, grace = expected
     responder = answer.responder
     try:
-        first, last = answer.this_update - skew, answer.next_update + skew + grace
+        first, last = answer.this_update - CLOCK_SKEW, answer.next_update + CLOCK_SKEW + grace
         last = last if max_age is None else min(last, answer.this_update + max_age)
     except OverflowError:
         return None
@@ -240,14 +209,9 @@ def _is_about(response: bytes, certificate: bytes, issuer: bytes) -> bool:
 
 
 def _check_answer(answer: OcspAnswer, authority: PathCertificate, expected: _Expected) -> None:
-    """Check responder, signature, times, nonce, and that the status is not "unknown"."""
+    """Check responder, signature, times, and that the status is not "unknown"."""
     _check_signed(answer.der, authority.der)
     _check_times(answer, expected)
-    nonce = expected.nonce
-    if nonce is not None and answer.nonce is None:
-        raise SignatureError("OCSP answer: lacks the nonce of the request", reason="ocsp_nonce")
-    if nonce is not None and not hmac.compare_digest(answer.nonce or b"", nonce):
-        raise SignatureError("OCSP answer: nonce of another request", reason="ocsp_nonce")
     if answer.status == "unknown":
         message = "OCSP answer: the responder does not know the certificate"
         raise SignatureError(message, reason="ocsp_unknown")
@@ -303,17 +267,17 @@ def _responder_problem(answer: OcspAnswer) -> str | None:
 
 
 def _check_times(answer: OcspAnswer, expected: _Expected) -> None:
-    now, _, max_age, skew, grace = expected
+    now, max_age, grace = expected
     responder = answer.responder
     if not responder.valid_from <= now <= responder.valid_until:
         period = describe_period(responder.valid_from, responder.valid_until, now)
         raise CollateralExpiredError(f"OCSP responder: valid {period}", reason="cert_expired")
     first, last = answer.this_update, answer.next_update
     # Differences, because a time plus or minus skew and grace can overflow.
-    if first - now > skew:
+    if first - now > CLOCK_SKEW:
         message = f"OCSP answer: valid {describe_period(first, last, now)}"
         raise CollateralExpiredError(message, reason="ocsp_not_yet_valid")
-    if now - last - skew > grace or last < first:
+    if now - last - CLOCK_SKEW > grace or last < first:
         message = f"OCSP answer: valid {describe_period(first, last, now)}"
         raise CollateralExpiredError(message, reason="ocsp_expired")
     if max_age is not None and now - first > max_age:

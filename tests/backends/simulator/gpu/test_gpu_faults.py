@@ -1,20 +1,22 @@
 """Faults of simulated GPUs: the verification names the check that fails first."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any
 
 import pytest
 
-from attestkit._crypto.x509.ocsp.check import check_ocsp
-from attestkit._crypto.x509.ocsp.request import write_ocsp_request
 from attestkit.backends.simulator.gpu.gpu_config import GpuConfig
 from attestkit.backends.simulator.gpu.gpu_faults import GPU_FAULTS
 from attestkit.backends.simulator.gpu.simulated_gpus import SimulatedGpus
-from attestkit.errors import FormatError, GpuEvidenceError, SignatureError, UsageError
+from attestkit.collateral.responses import Response
+from attestkit.errors import CollateralError, FormatError, GpuEvidenceError, UsageError
 from attestkit.gpu import GpuResult, GpuRules, verify
+from attestkit.gpu.endorsement_fetcher import fetch_ocsp
 from attestkit.gpu.nras import read_nvattest_output
 from attestkit.testing import SimulatedTee
+from tests.raising import raises
 from tests.runner.cases import every_case
 
 SEED = b"a seed of faulty graphics cards."
@@ -89,10 +91,13 @@ def test_fault_of_ocsp_nonce_is_refused_online(name: str) -> None:
     """A verifier that sends a nonce notices the answer without it."""
     gpus = machine(fault=name)
     _, brom, ica, *_ = gpus.chain(gpus.devices[0])
-    answer = gpus.ocsp.respond(write_ocsp_request(brom, ica, nonce=NONCE), MOMENT)
-    with pytest.raises(SignatureError) as caught:
-        check_ocsp([answer], brom, ica, MOMENT, nonce=NONCE)
-    assert caught.value.reason == "ocsp_nonce"
+
+    def post(_url: str, request: bytes, _headers: Mapping[str, str]) -> Response:
+        return Response(200, {}, gpus.ocsp.respond(request, MOMENT))
+
+    fetch_ocsp(brom, ica, post)
+    with raises(CollateralError, "malformed", part="nonce"):
+        fetch_ocsp(brom, ica, post, nonce=NONCE)
 
 
 @pytest.mark.parametrize("platform", ["tdx", "snp"])
