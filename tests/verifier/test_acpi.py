@@ -39,7 +39,7 @@ IMAGE_POLICY: Final = AppraisalPolicy.strict().replace(os_image_hash={IMAGE.os_i
 
 def create_evidence_with_host_tables() -> Attestation:
     """Return evidence of the vendor's image with ACPI tables of the host."""
-    image = IMAGE.with_digests({"acpi-tables": b"\xee" * 48})
+    image = intel.with_digests(IMAGE, {"acpi-tables": b"\xee" * 48})
     firmware = EventLog.from_ccel(boot_log(image))
     log = firmware.with_runtime([runtime_event(name, payload, 1) for name, payload in BOOT])
     quote = intel.quote_of(log, rtmr0=replay_records(boot_records(image))[0])

@@ -91,7 +91,7 @@ def launch(
     fields["tdx_measurement"] = {
         name: base64.b64encode(value).decode() for name, value in texts.items()
     }
-    booted = image.with_digests({"kernel": authenticode(loaded)})
+    booted = intel.with_digests(image, {"kernel": authenticode(loaded)})
     return booted._replace(vm_config=json.dumps(fields))
 
 

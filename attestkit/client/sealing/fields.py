@@ -8,13 +8,13 @@ import json
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any, Final, NamedTuple, Protocol
 from urllib.parse import parse_qsl
 
 from attestkit._formats import strict_json
 from attestkit._native import json_depth
 from attestkit._sanitize import shown
+from attestkit._system.clock import current_time
 from attestkit.client.sealing.event_stream import EventSplitter, StreamEvent
 from attestkit.client.sealing.field_cipher import ClientKey, FieldCipher
 from attestkit.client.sealing.field_walk import (
@@ -140,7 +140,7 @@ class FieldSealing:
         self._key: bytes = public_key
         self._model: str | None = model
         self._allowed: frozenset[str] = allow_open
-        self._now: Callable[[], float] = now or _system_time
+        self._now: Callable[[], float] = now or current_time
         opened = f"that these fields are hidden: {', '.join(sorted(allow_open))}"
         self.not_proven: tuple[str, ...] = (
             *protocol.not_proven,
@@ -335,10 +335,6 @@ def _check_query(target: str) -> None:
     pairs = parse_qsl(query, keep_blank_values=True, errors="surrogateescape")
     if "#" in target or not all(not text or is_word(text) for pair in pairs for text in pair):
         raise _refusal("request target: must have no text in its query: it is not encrypted")
-
-
-def _system_time() -> float:
-    return datetime.now(timezone.utc).timestamp()
 
 
 def _kept(headers: Headers) -> Headers:

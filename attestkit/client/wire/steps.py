@@ -269,11 +269,6 @@ def drive(steps: Steps, channel: Channel | None = None) -> None:
     finish(drive_steps(steps, channel, BLOCKING))
 
 
-async def drive_async(steps: Steps, channel: Channel) -> None:
-    """Verify a server as `drive` does, on the event loop; the channel's methods are awaited."""
-    await drive_steps(steps, channel, AWAITED)
-
-
 async def drive_steps(
     steps: Steps,
     channel: Channel | None,

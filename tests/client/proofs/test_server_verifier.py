@@ -11,7 +11,7 @@ from attestkit._crypto.hashes import sha256
 from attestkit.client.proofs.proof import Proof
 from attestkit.client.services.service import Question
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.client.wire.steps import ReconnectError, Send, Wait, drive, drive_async
+from attestkit.client.wire.steps import ReconnectError, Send, Wait, drive
 from attestkit.errors import VerificationError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.proofs.stub_proofs import (
@@ -30,6 +30,7 @@ from tests.client.proofs.verifier_calls import (
     AsyncChannel,
     B,
     advance,
+    drive_async,
     prove,
     refuse,
     refused,

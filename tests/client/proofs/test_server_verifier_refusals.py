@@ -12,7 +12,7 @@ from attestkit.client.proofs.proof import Proof
 from attestkit.client.proofs.server_verifier import MAX_KEYS, PAUSE_SECONDS, REFUSALS
 from attestkit.client.services.service import Question
 from attestkit.client.wire.observed_peer import ObservedPeer
-from attestkit.client.wire.steps import Run, Wait, drive, drive_async
+from attestkit.client.wire.steps import Run, Wait, drive
 from attestkit.errors import ConfigError, UsageError, VerificationError
 from attestkit.ra_tls import PeerRefusedError
 from tests.client.proofs.stub_proofs import (
@@ -29,6 +29,7 @@ from tests.client.proofs.verifier_calls import (
     AsyncChannel,
     B,
     advance,
+    drive_async,
     prove,
     refuse,
     refused,

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from attestkit.client.proofs.proof import Proof
+from attestkit.client.wire import steps as wire_steps
 from attestkit.client.wire.observed_peer import ObservedPeer
 from attestkit.client.wire.steps import Receive, Run, Send, Steps, drive
 from attestkit.errors import VerificationError
@@ -39,6 +40,11 @@ def refused(rig: Rig, peer: ObservedPeer, channel: Channel | None = None) -> Pee
     with pytest.raises(PeerRefusedError) as caught:
         prove(rig, peer, channel)
     return caught.value
+
+
+async def drive_async(performed: Steps, channel: wire_steps.Channel) -> None:
+    """Verify a server as `drive` does, on the event loop; the channel's methods are awaited."""
+    await wire_steps.drive_steps(performed, channel, wire_steps.AWAITED)
 
 
 class AsyncChannel:

@@ -20,8 +20,8 @@ from attestkit.client.wire.steps import (
     Steps,
     Wait,
     drive,
-    drive_async,
 )
+from tests.client.proofs.verifier_calls import drive_async
 from tests.client.wire.servers import TIMEOUT
 from tests.runner.cases import every_case
 

@@ -7,11 +7,19 @@ A comment before each table lists the subjects of its rows.
 import re
 from typing import Final
 
-from attestkit.backends.simulator.scenarios.registry import all_cases
+from attestkit.backends.simulator.faults.fault_specs import NAMED
+from attestkit.backends.simulator.faults.kms_faults import KMS_FAULTS
+from attestkit.backends.simulator.scenarios.named_case import Cases
+from attestkit.backends.simulator.scenarios.registry import SCENARIOS, gpu_scenarios
 from tests.docs.blocks import ROOT
 
 PAGE: Final = ROOT / "docs/guides/testing/scenarios.md"
 _TABLE: Final = re.compile(r"(<!-- (scenario|fault)s: (.+) -->\n\| .*\n\|---.*\n)((?:\| .*\n)*)")
+
+
+def all_cases() -> Cases:
+    """Return every scenario and fault by name."""
+    return {**SCENARIOS, **gpu_scenarios(), **NAMED, **KMS_FAULTS}
 
 
 def subjects() -> list[tuple[str, str]]:

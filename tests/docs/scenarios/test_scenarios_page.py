@@ -14,7 +14,6 @@ from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.faults import injection
 from attestkit.backends.simulator.faults.fault_specs import NAMED
 from attestkit.backends.simulator.scenarios.named_case import NamedCase
-from attestkit.backends.simulator.scenarios.registry import all_cases
 from attestkit.errors import AttestKitError, UsageError
 from tests.docs.scenarios import scenario_tables
 from tests.rigs.emulator import Emulator, emulator, requires_fuse
@@ -109,7 +108,7 @@ def check(tee: Attester, row: Row, cell: str) -> None:
 def test_page_has_the_rows_of_the_registry() -> None:
     """`python -m tests.docs.scenarios.scenario_tables` changes nothing; no subject is left out."""
     assert scenario_tables.make_page() == scenario_tables.PAGE.read_text()
-    found = {(case.kind, case.subject) for case in all_cases().values()}
+    found = {(case.kind, case.subject) for case in scenario_tables.all_cases().values()}
     assert sorted(scenario_tables.subjects()) == sorted(found)
 
 

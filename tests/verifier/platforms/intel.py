@@ -1,6 +1,6 @@
 """A simulated Intel PKI: evidence of a TD, and verifiers that trust its root."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
@@ -12,7 +12,7 @@ from attestkit.attestation.launch.mr_config import config_id_v1
 from attestkit.attester import Attester
 from attestkit.backends.simulator import Simulator
 from attestkit.backends.simulator.boot_log import boot_log, boot_records, replay_records
-from attestkit.backends.simulator.images.os_image import simulated_image
+from attestkit.backends.simulator.images.os_image import Image, simulated_image
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.pccs import ServedPlatform, SimulatedPccs
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
@@ -63,6 +63,12 @@ def log_of(events: Sequence[tuple[str, bytes]], version: int = 1) -> EventLog:
     """Return the simulated firmware's log followed by these runtime events."""
     made = [runtime_event(name, payload, version) for name, payload in events]
     return EventLog.from_ccel(boot_log(IMAGE)).with_runtime(made)
+
+
+def with_digests(image: Image, digests: Mapping[str, bytes]) -> Image:
+    """Return the image with these digests, by event name, in place of those of its events."""
+    events = [each._replace(digest=digests.get(each.name, each.digest)) for each in image.events]
+    return image._replace(events=tuple(events))
 
 
 def quote_of(log: EventLog, report_data: bytes = NONCE, **fields: bytes) -> Quote:

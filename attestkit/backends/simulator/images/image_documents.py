@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, NamedTuple, TypeAlias
 
 from attestkit._crypto.hashes import sha256
+from attestkit._formats.protobuf import encode_varint
 from attestkit.attestation.launch.kernel_cmdline import load_options_digest
 from attestkit.measure.firmware.tdvf import PAGE, TD_HOB, TEMP_MEM, Mrtds, TdvfSection, find_section
 from attestkit.measure.machine_shape import MachineShape
@@ -109,16 +110,7 @@ def _td_hob_witness(sections: Sequence[TdvfSection]) -> bytes:
     numbers = [base, find_section(sections, TD_HOB).address // PAGE - base, len(accepted)]
     for start, pages in accepted:
         numbers += (start - base, pages)
-    return b"".join(map(_leb128, numbers))
-
-
-def _leb128(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)
+    return b"".join(map(encode_varint, numbers))
 
 
 def encode_cbor(value: object) -> bytes:

@@ -6,7 +6,6 @@ components do not exist; their digests are those of literal strings. All simulat
 """
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from types import MappingProxyType
 from typing import Final, Literal, NamedTuple
@@ -101,13 +100,6 @@ class Image(NamedTuple):
     events: tuple[ExpectedEvent, ...]  # of RTMR0 to RTMR2, in order within each register
     os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums; empty without a list
     vm_config: str  # JSON
-
-    def with_digests(self, digests: Mapping[str, bytes]) -> "Image":
-        """Return the image with these digests, by event name, in place of those of its events."""
-        events = [
-            event._replace(digest=digests.get(event.name, event.digest)) for event in self.events
-        ]
-        return self._replace(events=tuple(events))
 
 
 def component_content(name: str) -> bytes:

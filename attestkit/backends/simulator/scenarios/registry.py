@@ -170,15 +170,6 @@ def gpu_scenarios() -> Cases:
     return _find_table("gpu.gpu_faults", "GPU_SCENARIOS")
 
 
-def all_cases() -> Cases:
-    """Return every scenario and fault by name."""
-    faults = {
-        **_find_table("faults.fault_specs", "NAMED"),
-        **_find_table("faults.kms_faults", "KMS_FAULTS"),
-    }
-    return {**SCENARIOS, **gpu_scenarios(), **faults}
-
-
 def describe_scenarios() -> tuple[str, ...]:
     """Return one line of help for each scenario."""
     return (*describe_cases(SCENARIOS), *describe_cases(gpu_scenarios()))

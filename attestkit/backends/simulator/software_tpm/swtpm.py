@@ -98,11 +98,6 @@ class SwtpmProcess:
         """
         return self._transport.exchange(command, self._seconds)
 
-    @property
-    def is_running(self) -> bool:
-        """Whether the process has not ended."""
-        return self._process.poll() is None
-
     def close(self) -> None:
         """End the process, and wait for it; a second call has no effect."""
         self._transport.close()  # swtpm ends when its socket does
