@@ -272,28 +272,17 @@ def _handle(info: FileInfo | None) -> int:
     return info.fh
 
 
-def wait_unless_signalled(
-    seconds: float,
-    thread: int,
-    *,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
-) -> bool:
+def wait_unless_signalled(seconds: float, thread: int) -> bool:
     """Sleep for `seconds`; return False as soon as a thread or its process has a pending signal.
 
-    FUSE reports signals too, but only to a program that reads requests at the same time.
-
-    Args:
-        seconds: Time to sleep.
-        thread: Id of the thread.
-        clock: A monotonic clock in seconds.
-        sleep: Sleeps for a number of seconds.
+    FUSE reports signals too, but only to a program that reads requests at the same time. `thread`
+    is the id of the thread.
     """
-    end = clock() + seconds
-    while (left := end - clock()) > 0:
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
         if _has_signal(thread):
             return False
-        sleep(min(_POLL_INTERVAL, left))
+        time.sleep(min(_POLL_INTERVAL, left))
     return True
 
 

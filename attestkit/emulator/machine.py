@@ -303,7 +303,7 @@ class Machine(GpuHost):
 
     def _add_boot_log(self) -> None:
         faults = self._faults
-        table = kernel_files.constant_file("ccel_table", faults, ccel_table(AREA_SIZE), mode=0o400)
+        table = kernel_files.constant_file("ccel_table", faults, ccel_table(), mode=0o400)
         self.tree.add(f"{_ACPI}/CCEL", table)
         if self._release.has("ccel"):
             image = simulated_image(self._setup.hardware.image)
@@ -381,12 +381,12 @@ class Machine(GpuHost):
             self.tree.drop(f"{REPORTS}/{name}")
 
 
-def ccel_table(log_size: int) -> bytes:
-    """Return the ACPI table CCEL, 56 bytes, for a log area of this size in bytes."""
+def ccel_table() -> bytes:
+    """Return the ACPI table CCEL, 56 bytes, for a log area of `AREA_SIZE` bytes."""
     head = struct.pack(
         "<4sIBB6s8sI4sIBBHQQ",
         *(b"CCEL", 56, 1, 0, b"AKSIM ", b"AKSIMTD ", 1, b"AKIT", 1),
-        *(2, 0, 0, log_size, _LOG_ADDRESS),
+        *(2, 0, 0, AREA_SIZE, _LOG_ADDRESS),
     )
     return head[:9] + bytes([-sum(head) & 0xFF]) + head[10:]
 

@@ -231,17 +231,13 @@ def measured(
     return BootRecord(pcr, event_type, content if data is None else data, digests)
 
 
-def uefi_records(
-    firmware: str, uki: BootRecord, *, version: BootRecord | None = None
-) -> tuple[BootRecord, ...]:
+def uefi_records(firmware: str, uki: BootRecord) -> tuple[BootRecord, ...]:
     """Return the records of a UEFI machine's boot of a unified kernel image, in order.
 
     Args:
         firmware: Name of the simulated firmware, from which PCR 0 and PCR 7 follow.
         uki: Record of the unified kernel image, in PCR 4 or, as by Google's loader, in PCR 2.
-        version: Record of the firmware's version; None: of the simulated firmware.
     """
-    blob = measured(0, _FIRMWARE_BLOB, f"firmware {firmware}".encode())
     variables = [
         measured(7, _VARIABLE, f"{name} of {firmware}".encode()) for name in _SECURE_BOOT_VARIABLES
     ]
@@ -252,7 +248,7 @@ def uefi_records(
     ]
     return (
         measured(0, _CRTM_VERSION, f"{firmware} 1".encode("utf-16-le") + b"\0\0"),
-        blob if version is None else version,
+        measured(0, _FIRMWARE_BLOB, f"firmware {firmware}".encode()),
         *variables,
         measured(1, _VARIABLE, b"BootOrder"),
         measured(4, _ACTION, _CALLING),

@@ -182,20 +182,13 @@ class NvCommands(CommandChannel):
         self.execute(cc.NV_DEFINE_SPACE, (OWNER,), parameters, [password()])
 
     def nv_write(
-        self,
-        index: int,
-        data: bytes,
-        offset: int = 0,
-        *,
-        authority: int = OWNER,
-        secret: bytes = b"",
+        self, index: int, data: bytes, *, authority: int = OWNER, secret: bytes = b""
     ) -> None:
-        """Write bytes to an index, in pieces of at most 1024.
+        """Write bytes to the start of an index, in pieces of at most 1024.
 
         Args:
             index: Handle of the index.
             data: The bytes.
-            offset: Position of the first byte.
             authority: Handle that authorizes: the owner, or the index itself.
             secret: Password of that handle.
 
@@ -205,7 +198,7 @@ class NvCommands(CommandChannel):
         """
         for start in range(0, len(data), PIECE):
             piece = data[start : start + PIECE]
-            parameters = encode_sized(piece) + encode_number(offset + start, 2)
+            parameters = encode_sized(piece) + encode_number(start, 2)
             self.execute(cc.NV_WRITE, (authority, index), parameters, [password(secret)])
 
     def nv_undefine(self, index: int) -> None:

@@ -206,7 +206,8 @@ def _number(
     Args:
         members: Members of an object.
         key: Name of the member.
-        names: Numbers by name; None: names are not accepted.
+        names: Numbers by name in lower case; upper case is accepted, too. None: names are not
+            accepted.
         subject: What a name names, for errors.
 
     Raises:
@@ -214,8 +215,12 @@ def _number(
     """
     value = members.get(key)
     if isinstance(value, str) and names is not None:
-        reason: FormatReason = "unsupported_algorithm" if names is cel.ALGORITHMS else "wrong_value"
-        return cel.number_of(value, names, subject, None, reason)
+        known = names.get(value.lower()) if value.isascii() else None
+        if known is None:
+            is_hash = names is cel.ALGORITHMS
+            reason: FormatReason = "unsupported_algorithm" if is_hash else "wrong_value"
+            raise FormatError(f"unknown {subject} {shown(value)}", reason=reason)
+        return known
     number = number_member(members, key)
     if not 0 <= number <= cel.MOST_NUMBER:
         raise FormatError(f"{key} must be 0 to 2^64-1, not {shown(number)}", reason="wrong_value")

@@ -4,7 +4,6 @@ TCG Canonical Event Log Format, 1.0 and 1.1. A record has a number, a register, 
 content. The argument `at` is the offset of the checked part, for errors; None if it is not known.
 """
 
-from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from attestkit._outcomes.reasons import FormatReason
@@ -157,31 +156,6 @@ def content_error(content_type: int, at: int | None) -> FormatError:
         return FormatError(message, offset=at, reason="wrong_value")
     message = f"the content is {name}, not an event of a TD"
     return FormatError(message, offset=at, reason="other_log")
-
-
-def number_of(
-    name: str,
-    names: Mapping[str, int],
-    subject: str,
-    at: int | None,
-    reason: FormatReason = "wrong_value",
-) -> int:
-    """Return the number of `name` in `names`, in upper or lower case.
-
-    Args:
-        name: The name in the log.
-        names: Numbers by name in lower case.
-        subject: What the name names, for the error.
-        at: Offset of the name in the log, for the error; None: unknown.
-        reason: Reason of the error.
-
-    Raises:
-        FormatError: If the name is unknown.
-    """
-    number = names.get(name.lower()) if name.isascii() else None
-    if number is None:
-        raise FormatError(f"unknown {subject} {shown(name)}", offset=at, reason=reason)
-    return number
 
 
 def record_error(error: FormatError, position: int, start: int) -> FormatError:

@@ -37,7 +37,7 @@ _RESET: Final = "reset the GPU or reboot"
 _CC_ON: Final = "enable it on the host (gpu-admin-tools: nvidia_gpu_tools.py --set-cc-mode=on)"
 _SUCCESS: Final = 0
 _OLD_DRIVER: Final = frozenset({3, 13, 25})  # has no settings of several GPUs
-TELEMETRY_TIME_LIMIT: Final = 5.0  # seconds per call
+_TELEMETRY_TIME_LIMIT: Final = 5.0  # seconds per call
 _MAX_PROBLEM: Final = 200  # characters of an error
 
 
@@ -308,20 +308,17 @@ class MachineTelemetry(NamedTuple):
     ready: bool | None = None  # whether the GPUs accept work
 
 
-def read_telemetry(*, time_limit: float = TELEMETRY_TIME_LIMIT) -> MachineTelemetry:
+def read_telemetry() -> MachineTelemetry:
     """Return the telemetry of all GPUs of this machine, of any architecture.
 
     A value that a GPU does not have is an error of this GPU only.
-
-    Args:
-        time_limit: Seconds per call of the driver.
 
     Raises:
         BackendUnavailableError: If the driver, its library or nvidia-ml-py are missing.
         BackendBusyError: If the driver does not answer in time.
         BackendError: If the driver fails otherwise.
     """
-    with contextlib.closing(Nvml(time_limit)) as nvml:
+    with contextlib.closing(Nvml(_TELEMETRY_TIME_LIMIT)) as nvml:
         gpus = tuple([_read_telemetry(nvml, index) for index in range(nvml.device_count())])
         try:
             state = nvml.state()

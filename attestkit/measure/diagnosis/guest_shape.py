@@ -188,17 +188,10 @@ class GuestShape(NamedTuple):
     acpi: AcpiShape | None
 
 
-def find_guest_shape(
-    rtmr0: Sequence[Event], sections: Sequence[TdvfSection] | None = None
-) -> GuestShape:
-    """Return the shape of the guest that measured these events; takes about a second at most.
-
-    Args:
-        rtmr0: Events of RTMR0.
-        sections: Sections of the guest's firmware; by default both known layouts of OVMF are tried.
-    """
+def find_guest_shape(rtmr0: Sequence[Event]) -> GuestShape:
+    """Return the shape of the guest whose RTMR0 has these events; takes about a second at most."""
     hobs = [event.digest for event in rtmr0 if event.event_type == HANDOFF_TABLES2]
-    memory = find_memory(hobs[0], sections) if hobs else None
+    memory = find_memory(hobs[0]) if hobs else None
     digests = acpi_digests(rtmr0)
     return GuestShape(memory, None if digests is None else find_acpi_shape(digests))
 

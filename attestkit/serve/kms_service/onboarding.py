@@ -51,19 +51,13 @@ _K256_SIZE: Final = 32
 _LIMITS: Final = TimeLimits(connect=5.0, call=30.0)  # seconds
 
 
-def take_over_roots(
-    source_url: str,
-    attester: "Attester",
-    parts: KmsParts,
-    random: Callable[[int], bytes] = os.urandom,
-) -> KmsRoots:
+def take_over_roots(source_url: str, attester: "Attester", parts: KmsParts) -> KmsRoots:
     """Return the root keys of another, running KMS, with a new TLS key.
 
     Args:
         source_url: URL of the running KMS, which keeps its keys.
         attester: Produces the evidence of this KMS, which the running KMS verifies.
         parts: Their verifier and authorization decide about the running KMS.
-        random: Returns the given number of random bytes.
 
     Raises:
         AttestKitError: If the URL is not valid, the running KMS is not accepted, refuses or fails,
@@ -73,7 +67,7 @@ def take_over_roots(
     answer = call_kms(url, "GetTempCaCert", {}, anonymous_context(), limits=_LIMITS)
     temp_ca = ClientCa.from_json(answer)
     root = temp_ca.root.spki_der
-    issued = AttestedKey(attester.attest, random).certify(temp_ca, parts.now())
+    issued = AttestedKey(attester.attest).certify(temp_ca, parts.now())
 
     def check_source(certificate: bytes) -> None:
         check_usage(certificate)
@@ -84,7 +78,7 @@ def take_over_roots(
     received = call_kms(
         url, "GetKmsKey", arguments, context, limits=_LIMITS, check_server=check_source
     )
-    return read_roots(received, root, derive_p256(random(32)))
+    return read_roots(received, root, derive_p256(os.urandom(32)))
 
 
 def _check_evidence(url: KmsUrl, certificate: bytes, root: bytes, parts: KmsParts) -> None:

@@ -38,20 +38,19 @@ def write_ocsp_answer(
     reason: RevocationReason | None = None,
     revoked_at: datetime | None = None,
     nonce: bytes | None = None,
-    produced_at: datetime | None = None,
 ) -> bytes:
     """Return the DER of an answer, in the form of NVIDIA's.
 
     Args:
         responder: The responder, which is identified by its key.
         cert_id: The certificate, as in the request.
-        this_update: Start of the validity, aware, with a resolution of seconds, as all times.
+        this_update: Start of the validity, and time of the signature; aware, with a resolution of
+            seconds, as all times.
         next_update: End of the validity.
         status: Status of the certificate.
         reason: Reason of a revocation; None leaves it out.
         revoked_at: Time of a revocation; None is `this_update`.
         nonce: Nonce of the request, which is returned in the extensions of the answer.
-        produced_at: Time of the signature; None is `this_update`.
 
     Raises:
         FormatError: If the certificate of the responder is malformed.
@@ -71,7 +70,7 @@ def write_ocsp_answer(
     )
     signed = encode_sequence(
         encode_element(context(2), encode_element(OCTET_STRING, key_id(spki))),
-        _generalized_time(produced_at or this_update),
+        _generalized_time(this_update),
         encode_sequence(single),
         b"" if nonce is None else encode_element(context(1), encode_nonce(nonce)),
     )

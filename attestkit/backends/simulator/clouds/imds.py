@@ -35,6 +35,7 @@ _CLOSING_S: Final = 1.0  # most seconds to wait for the thread
 _LONG: Final = 40_000  # bytes
 _HUGE: Final = 1 << 20
 _BASE64URL: Final = re.compile(r"[A-Za-z0-9_-]+")
+_REGION: Final = b"westeurope"
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json; charset=utf-8"
 
@@ -50,7 +51,6 @@ class SimulatedImds:
         quote: Returns a TD quote for a TD report of 1024 bytes; None on SEV-SNP.
         certification: Returns the VCEK certificate (PEM), its TCB version (16 hex digits), and the
             ASK's and ARK's certificates (one PEM text). None on TDX.
-        region: Name of the region.
     """
 
     def __init__(
@@ -58,9 +58,8 @@ class SimulatedImds:
         *,
         quote: Callable[[bytes], bytes] | None = None,
         certification: Callable[[], tuple[str, str, str]] | None = None,
-        region: str = "westeurope",
     ) -> None:
-        self._quote, self._certification, self._region = quote, certification, region
+        self._quote, self._certification = quote, certification
 
     def handle(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
@@ -87,7 +86,7 @@ class SimulatedImds:
     def _location(self, query: str) -> ServiceResponse:
         if "api-version=" not in query:
             return _error(400, "Bad request. api-version was not specified in the request")
-        return content_response(_TEXT, self._region.encode())
+        return content_response(_TEXT, _REGION)
 
     def _td_quote(self, headers: Mapping[str, str], body: bytes) -> ServiceResponse:
         if headers.get("content-type") != "application/json":

@@ -154,20 +154,12 @@ CLOUDS: Final[Cases] = {
 SCENARIOS: Final[Cases] = {**TEES, **CLOUDS}
 """Scenarios of machines, without those of GPUs."""
 
-_SIMULATOR: Final = __name__.rsplit(".", 2)[0]
-
-
-def _find_table(module: str, name: str) -> Cases:
-    """Return the table `name` of a module, given by its path in the package `simulator`.
-
-    It is imported only here, because it is slow, or imports this module.
-    """
-    return cast("Cases", getattr(import_module(f"{_SIMULATOR}.{module}"), name))
-
 
 def gpu_scenarios() -> Cases:
     """Return the scenarios with a fault of GPUs; the outcome is of a verifier of CPU and GPUs."""
-    return _find_table("gpu.gpu_faults", "GPU_SCENARIOS")
+    # Lazy and by name: it is slow to import, and imports this package.
+    module = import_module(f"{__name__.rsplit('.', 2)[0]}.gpu.gpu_faults")
+    return cast("Cases", module.GPU_SCENARIOS)
 
 
 def describe_scenarios() -> tuple[str, ...]:

@@ -12,7 +12,6 @@ class VirtualIndex:
 
     Args:
         content: Returns the content; it is zero-padded to the size of the index.
-        interval: Seconds until it is computed again, as of Azure's paravisor.
         clock: Returns seconds, monotonic.
     """
 
@@ -20,18 +19,19 @@ class VirtualIndex:
         self,
         content: Callable[[], bytes],
         *,
-        interval: float = _REFRESH_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._content = content
-        self._interval = interval
         self._clock = clock
         self._at: float | None = None
 
     def refresh(self, target: bytearray) -> None:
-        """Overwrite `target` by the content, unless that was computed less than `interval` ago."""
+        """Overwrite `target` by the content, unless that was computed less than 2 s ago.
+
+        This is the interval of Azure's paravisor.
+        """
         now = self._clock()
-        if self._at is None or now - self._at >= self._interval:
+        if self._at is None or now - self._at >= _REFRESH_S:
             content = self._content()
             target[:] = content[: len(target)].ljust(len(target), b"\0")
             self._at = now

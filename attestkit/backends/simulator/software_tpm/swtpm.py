@@ -48,25 +48,16 @@ class SwtpmProcess:
         folder: An existing directory; a second process with the same one is the same TPM.
         program: Name or path of swtpm.
         started: Whether TPM2_Startup is sent.
-        seconds: Time limit of a command in seconds.
 
     Raises:
         BackendUnavailableError: If swtpm is not installed, or cannot be started.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        program: str = "swtpm",
-        started: bool = True,
-        seconds: float = _SECONDS,
-    ) -> None:
+    def __init__(self, folder: Path, *, program: str = "swtpm", started: bool = True) -> None:
         found = shutil.which(program)
         if found is None:
             message = f'{program}: not found; install swtpm, or open the simulator with tpm="model"'
             raise BackendUnavailableError(message, reason="missing", path=program)
-        self._seconds = seconds
         ours, theirs = socket.socketpair()
         flags = "not-need-init,startup-clear" if started else "not-need-init"
         # An absolute path: with a relative one the TPM is in failure mode.
@@ -96,7 +87,7 @@ class SwtpmProcess:
             BackendError: If swtpm does not answer in time, or has ended.
             UsageError: If it is closed, also by an earlier error.
         """
-        return self._transport.exchange(command, self._seconds)
+        return self._transport.exchange(command, _SECONDS)
 
     def close(self) -> None:
         """End the process, and wait for it; a second call has no effect."""

@@ -236,7 +236,7 @@ class NearAiDirect(_NearAi):
         check_nonce(nonce)
         members = read_answer_object(only_answer(answers), _WHAT)
         check_kind(members, nonce)
-        reports = read_reports(members, nonce, "model")
+        reports = read_reports(members, nonce)
         for report in reports:
             _check_model_name(report, model)
         parts = _Parts()

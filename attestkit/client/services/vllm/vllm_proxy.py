@@ -187,7 +187,7 @@ class VllmProxy(ReportService):
         check_nonce(nonce)
         members = read_answer_object(only_answer(answers), _WHAT)
         check_kind(members, nonce)
-        reports = read_reports(members, nonce, "model")
+        reports = read_reports(members, nonce)
         manager = vllm_report.read_compose_manager(members, reports[0], nonce)
         bindings = [
             *([] if self.relay else tls_bindings(reports, seen, "model")),
@@ -281,23 +281,22 @@ def check_kind(members: AnswerObject, nonce: bytes) -> None:
     raise ServiceError(message, reason="no_attestation")
 
 
-def read_reports(members: AnswerObject, nonce: bytes, role: str) -> list[vllm_report.VllmReport]:
+def read_reports(members: AnswerObject, nonce: bytes) -> list[vllm_report.VllmReport]:
     """Decode a report and those of its replicas in `all_attestations`, which may repeat the first.
 
     Args:
         members: Decoded members of the first report.
         nonce: Nonce of the request, 32 bytes.
-        role: Role of the machines, as in `Machine`.
 
     Raises:
         FormatError: If a report is malformed, or there are more than 62 replicas.
         ServiceError: As `read_vllm_report`.
     """
-    found = [vllm_report.read_vllm_report(members, nonce, role)]
+    found = [vllm_report.read_vllm_report(members, nonce, "model")]
     if not members.has("all_attestations"):
         return found
     for item in members.objects("all_attestations", _MAX_REPLICAS):
-        report = vllm_report.read_vllm_report(item, nonce, role)
+        report = vllm_report.read_vllm_report(item, nonce, "model")
         if all(not same_machine(report, one) for one in found):
             found.append(report)
     return found
