@@ -5,7 +5,7 @@ AttestKitError
 +-- FormatError                   bytes or text break their specification
 +-- UsageError                    invalid arguments
 +-- ConfigError                   an invalid configuration or policy file
-+-- NotFoundError                 the server has no such method, container, page or key
++-- NotFoundError                 the server has no such method, container or page
 +-- UnsupportedError              the platform does not have this ability
 +-- BackendError                  the platform is available and failed
 |   +-- BackendUnavailableError   the platform is missing or not accessible
@@ -184,7 +184,7 @@ class ConfigError(AttestKitError):
 
 
 class NotFoundError(AttestKitError):
-    """The server has no such method, container, page or key."""
+    """The server has no such method, container or page."""
 
     reason: ReasonOf[NotFoundReason] = ReasonOf[NotFoundReason]()
 

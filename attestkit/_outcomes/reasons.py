@@ -135,8 +135,8 @@ ConfigReason = Literal[
 ]
 """A configuration or policy file, or the environment, is wrong."""
 
-NotFoundReason = Literal["container", "key", "method", "path"]
-"""The server has no such method, container, page or key."""
+NotFoundReason = Literal["container", "method", "path"]
+"""The server has no such method, container or page."""
 
 UnsupportedReason = Literal[
     "feature",  # the kernel, agent or backend lacks it
