@@ -51,7 +51,6 @@ __all__ = [
     "cpuid",
     "event_maker",
     "evidence_decoders",
-    "hexlify",
     "json_depth",
     "keccak",
     "quote_layout",
@@ -199,7 +198,6 @@ replay_many: "Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]"
 _replay_part: "Callable[[Sequence[tuple[bytes, bytes]]], list[Registers]]"
 sha384: "Callable[[bytes], bytes]"
 unhex: "Callable[[bytes | str], bytes | None]"
-hexlify: "Callable[[bytes], bytes]"
 sha384_many: "Callable[[Sequence[bytes]], list[bytes]]"
 keccak: "Callable[[bytes, int], bytes]"  # arguments: message; digest size: 32, 48 or 64 bytes
 cpuid: "Callable[[int, int], CpuRegisters | None]"  # arguments: leaf, subleaf; None: pure Python
@@ -217,7 +215,7 @@ if CORE == "compiled":
     _replay_part = _objects.many_replayer(sys.maxsize, _replay_part_fallback)
     sha384, sha384_many = _objects.sha384, _objects.sha384_many
     keccak = _objects.keccak
-    unhex, hexlify = _objects.unhex, _objects.hexlify
+    unhex = _objects.unhex
     cpuid = _compiled_cpuid
     json_depth = _objects.json_depth
 else:

@@ -28,11 +28,6 @@ def unhex(text: bytes | str) -> bytes | None:
         return None
 
 
-def hexlify(data: bytes) -> bytes:
-    """Return the bytes in hex, in lower case."""
-    return binascii.hexlify(data)
-
-
 # CPUID in pure Python: not available.
 
 

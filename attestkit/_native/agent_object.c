@@ -127,21 +127,6 @@ static PyObject *unhex(PyObject *module, PyObject *data)
     return bytes;
 }
 
-static PyObject *hexlify(PyObject *module, PyObject *data)
-{
-    (void)module;
-    if (!PyBytes_Check(data)) {
-        PyErr_SetString(PyExc_TypeError, "only bytes are written as hex");
-        return NULL;
-    }
-    const size_t size = (size_t)PyBytes_Size(data);
-    PyObject *text = bytes_of(NULL, 2 * size);
-    if (text != NULL)
-        ak_hex_encode((const uint8_t *)PyBytes_AsString(data), size,
-                      (uint8_t *)PyBytes_AsString(text));
-    return text;
-}
-
 static PyObject *json_depth(PyObject *module, PyObject *arguments)
 {
     PyObject *text;
@@ -159,7 +144,6 @@ static PyObject *json_depth(PyObject *module, PyObject *arguments)
 
 static PyMethodDef functions[] = {
     {"agent_json_walk", agent_json_walk, METH_O, NULL},
-    {"hexlify", hexlify, METH_O, NULL},
     {"json_depth", json_depth, METH_VARARGS, NULL},
     {"unhex", unhex, METH_O, NULL},
     {0},

@@ -152,6 +152,3 @@ ak_json_outcome ak_agent_json_walk(const uint8_t *data, size_t size, uint8_t *ro
 
 /* Decode hex in upper or lower case; returns 0 if the text is not an even number of digits. */
 int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *found);
-
-/* Encode bytes in hex, in lower case. */
-void ak_hex_encode(const uint8_t *data, size_t size, uint8_t *text);

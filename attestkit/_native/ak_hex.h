@@ -1,4 +1,4 @@
-/* Internal hex functions: three functions per instruction set. */
+/* Internal hex functions: two functions per instruction set. */
 #ifndef AK_HEX_H
 #define AK_HEX_H
 
@@ -13,8 +13,6 @@ typedef struct {
     /* Decode `size` digits, an even number. Returns false, with undefined output, if a character is
      * not a digit. */
     bool (*decode)(const uint8_t *text, size_t size, uint8_t *bytes);
-    /* Encode `size` bytes in lower case. */
-    void (*encode)(const uint8_t *bytes, size_t size, uint8_t *text);
 } ak_hex_impl;
 
 /* The best implementation that the CPU supports and ak_cpu_limit allows. */

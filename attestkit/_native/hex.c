@@ -1,4 +1,4 @@
-/* Hex encoding and decoding: 64 digits at a time (AVX-512 VBMI), 32 (AVX2), or one. */
+/* Hex decoding: 64 digits at a time (AVX-512 VBMI), 32 (AVX2), or one. */
 #include "ak.h"
 #include "ak_cpu.h"
 #include "ak_hex.h"
@@ -12,8 +12,6 @@ static const uint8_t values[256] __attribute__((aligned(64))) = {
     ['c'] = IS(12), ['d'] = IS(13), ['e'] = IS(14), ['f'] = IS(15), ['A'] = IS(10), ['B'] = IS(11),
     ['C'] = IS(12), ['D'] = IS(13), ['E'] = IS(14), ['F'] = IS(15),
 };
-
-static const char digits[] = "0123456789abcdef";
 
 static size_t span_portable(const uint8_t *text, size_t size)
 {
@@ -34,15 +32,7 @@ static bool decode_portable(const uint8_t *text, size_t size, uint8_t *bytes)
     return all;
 }
 
-static void encode_portable(const uint8_t *bytes, size_t size, uint8_t *text)
-{
-    for (size_t i = 0; i < size; i++) {
-        text[2 * i] = (uint8_t)digits[bytes[i] >> 4];
-        text[2 * i + 1] = (uint8_t)digits[bytes[i] & 0x0f];
-    }
-}
-
-static const ak_hex_impl portable = {0, span_portable, decode_portable, encode_portable};
+static const ak_hex_impl portable = {0, span_portable, decode_portable};
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #include <immintrin.h>
@@ -94,23 +84,7 @@ WITH_AVX2 static bool decode_avx2(const uint8_t *text, size_t size, uint8_t *byt
     return decode_portable(text + at, size - at, bytes + at / 2) && _mm256_movemask_epi8(all) == -1;
 }
 
-WITH_AVX2 static void encode_avx2(const uint8_t *bytes, size_t size, uint8_t *text)
-{
-    const __m256i table =
-        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)digits));
-    size_t at = 0;
-
-    for (; size - at >= 16; at += 16) {
-        const __m256i byte = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(bytes + at)));
-        const __m256i both =
-            _mm256_or_si256(_mm256_srli_epi16(byte, 4), _mm256_slli_epi16(byte, 8));
-        const __m256i nibbles = _mm256_and_si256(both, _mm256_set1_epi8(0x0f));
-        _mm256_storeu_si256((__m256i *)(text + 2 * at), _mm256_shuffle_epi8(table, nibbles));
-    }
-    encode_portable(bytes + at, size - at, text + 2 * at);
-}
-
-static const ak_hex_impl avx2 = {AK_CPU_AVX2, span_avx2, decode_avx2, encode_avx2};
+static const ak_hex_impl avx2 = {AK_CPU_AVX2, span_avx2, decode_avx2};
 
 #define WITH_VBMI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi,bmi2")))
 
@@ -164,33 +138,7 @@ WITH_VBMI static bool decode_vbmi(const uint8_t *text, size_t size, uint8_t *byt
     return which_are(c, _mm512_and_si512(all, found)) == UINT64_MAX;
 }
 
-/* The low four bytes of each word become eight digits, high nibbles first. A lookup uses the low
- * six of the eight bits that start at a nibble, so the table repeats its sixteen digits four
- * times. */
-WITH_VBMI static inline __m512i digits_vbmi(__m256i bytes)
-{
-    const __m512i starts = _mm512_set1_epi64(0x181c1014080c0004);
-    const __m512i table =
-        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)digits));
-    const __m512i nibbles = _mm512_multishift_epi64_epi8(starts, _mm512_cvtepu32_epi64(bytes));
-    return _mm512_permutexvar_epi8(nibbles, table);
-}
-
-WITH_VBMI static void encode_vbmi(const uint8_t *bytes, size_t size, uint8_t *text)
-{
-    size_t at = 0;
-
-    for (; size - at >= 32; at += 32) {
-        const __m256i some = _mm256_loadu_si256((const __m256i *)(bytes + at));
-        _mm512_storeu_si512(text + 2 * at, digits_vbmi(some));
-    }
-    const size_t left = size - at;
-    const __m256i some = _mm256_maskz_loadu_epi8((__mmask32)lanes(left), bytes + at);
-    _mm512_mask_storeu_epi8(text + 2 * at, lanes(2 * left), digits_vbmi(some));
-}
-
-static const ak_hex_impl vbmi = {AK_CPU_VBMI | AK_CPU_AVX512 | AK_CPU_BMI2, span_vbmi, decode_vbmi,
-                                 encode_vbmi};
+static const ak_hex_impl vbmi = {AK_CPU_VBMI | AK_CPU_AVX512 | AK_CPU_BMI2, span_vbmi, decode_vbmi};
 
 /* Best first. */
 static const ak_hex_impl *const impls[] = {&vbmi, &avx2, &portable};
@@ -210,9 +158,4 @@ const ak_hex_impl *ak_hex(void)
 int ak_hex_decode(const uint8_t *text, size_t size, uint8_t *found)
 {
     return size % 2 == 0 && ak_hex()->decode(text, size, found);
-}
-
-void ak_hex_encode(const uint8_t *data, size_t size, uint8_t *text)
-{
-    ak_hex()->encode(data, size, text);
 }

@@ -59,7 +59,6 @@ def read(data: bytes) -> None:
         if evidence is not None and isinstance(evidence.platform, Tdx):
             with suppress(AttestKitError):
                 EventLog.from_wire(evidence.platform.event_log)
-    _native.hexlify(data)
     _native.unhex(data)
     _native.unhex(data.decode("latin-1"))
 
