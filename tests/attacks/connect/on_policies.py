@@ -199,7 +199,7 @@ for _name, _content, _reason in (
     ("two lists", b'{"version":1,"pins":{},"pins":{}}', "duplicate"),
     ("one name twice", b'{"version":1,"pins":{"a b c":"","a b c":""}}', "duplicate"),
     ("a version that is true", b'{"version":true,"pins":{}}', "unsupported_version"),
-    ("a version without pins", b'{"version":1}', "unknown_key"),
+    ("a version without pins", b'{"version":1}', "missing"),
     ("nothing", b"", "syntax"),
     ("levels without end", b'{"version":1,"pins":' + b"[" * 100_000, "too_deep"),
 ):
