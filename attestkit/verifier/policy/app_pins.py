@@ -1,8 +1,8 @@
 """Whether a policy names the app that it accepts, and its OS image, or accepts any app.
 
-What a value identifies depends on the platform. The launch measurement of an SEV-SNP guest has the
-kernel if the host loads it beside the firmware, as dstack's does. At Google and AWS it has the
-firmware only, which boots any image.
+The platform decides whether a value identifies an image. The launch measurement of an SEV-SNP guest
+has the kernel if the host loads it beside the firmware, as dstack's does. At Google and AWS it has
+the firmware only, which boots any image.
 """
 
 from typing import TYPE_CHECKING, Final
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _BESIDE_IMAGE: Final = {**dict.fromkeys(RTMR_PLATFORMS, "rtmr3"), SNP: "host_data"}
 _IMAGE_IN_REGISTERS: Final = RTMR_PLATFORMS | {SNP, NITRO, SGX}
 _PROGRAM_IS_IMAGE: Final = frozenset({NITRO, SGX})
-# PCRs into which the firmware measures what it boots, before that runs. What is booted extends the
-# others, and can extend them by anything.
+# PCRs into which the firmware measures what it boots, before that runs. The booted
+# program extends the others, and can extend them by anything.
 _BOOT_PCR: Final = frozenset({4})
 _BOOT_PCRS: Final = {GCP_TDX: frozenset({2, 4})}  # of dstack's format, which has PCRs 0, 2 and 14
 _OWNERS: Final = {

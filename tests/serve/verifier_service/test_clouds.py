@@ -21,11 +21,14 @@ from attestkit.serve.config.options import Options
 from attestkit.serve.config.verifier_settings import VerifierSettings
 from attestkit.serve.job_queue import JobThreads
 from attestkit.serve.verifier_service.app import VerifierApp
+from attestkit.serve.verifier_service.request import VerificationRequest
 from attestkit.serve.verifier_service.verifier_factory import open_verifier
-from attestkit.verifier import AppraisalPolicy
+from attestkit.verifier import AppraisalPolicy, Verifier
+from attestkit.verifier.policy.reference_values import ReferenceValues
 from tests.cli.commands.test_clouds import EVIDENCE_NAMES, QUICK
 from tests.raising import raises
 from tests.serve.asgi import Client
+from tests.serve.verifier_service.test_response import respond
 from tests.untyped import untyped
 
 OF_POLICY: Final = {"report_data", "vlek_providers"}
@@ -168,3 +171,52 @@ def test_service_fetches_certificates_of_tpm_keys_by_its_own_option_only() -> No
         options = Options(verifier_fetch_ak_certificates=fetch)
         settings = VerifierSettings(options, ANY_PORT, alone=True, pccs_url="https://pccs.example")
         assert open_verifier(settings)._authenticators.ak_settings.fetch is fetch
+
+
+@pytest.mark.parametrize("platform", ["azure-snp", "gcp-snp"])
+def test_verify_guest_without_image_requires_a_policy_that_names_it(platform: str) -> None:
+    """Clients of dstack's service take `is_valid` for the image's; no preset names any guest."""
+    with open_attester("simulator", platform=platform, seed=bytes(32)) as tee:
+        request = VerificationRequest(tee.attest(nonce=bytes(32)).to_bytes())
+        anchor = tee.backend.trust_anchor
+    result = Verifier(trust_anchor=anchor).verify(request.attestation or b"", report_data=None)
+    pinned = AppraisalPolicy.from_evidence(result)
+    digest = b"\1" * 32
+    # Other guests can have all of these values, too.
+    unnamed: list[dict[str, Any]] = [
+        {},
+        {"console_enabled": False},
+        {"pcrs": {"sha256:7": digest}},
+        {"pcrs": {"sha256:23": bytes(32)}},
+        {"pcrs": {"sha256:4": bytes(32)}},  # of a bank that the firmware does not extend
+        {"init_data": {digest}},
+        {"paravisor_measurement": {bytes(48)}},
+        {"id_key_digest": {b"\1" * 48}},
+        {"gce_instance": {"simulated-vm"}},
+        {"reference_values": ReferenceValues(measurement={bytes(48)})},
+        {"reference_values": ReferenceValues(report_id={digest})},
+    ]
+    for rules in unnamed:
+        policy = AppraisalPolicy.default().replace(**rules)
+        found = respond(Verifier(trust_anchor=anchor, policy=policy), request)
+        assert not found["is_valid"]
+        assert found["reason"].startswith("OS image hash verification failed: ")
+        assert "names no OS image and no app" in found["reason"]
+    found = respond(Verifier(trust_anchor=anchor, policy=pinned), request)
+    assert found["is_valid"], found["reason"]
+    assert found["details"]["tee_variant"] == platform
+
+
+@pytest.mark.parametrize("rules", [{"gce_project": {"attestkit-simulated"}}, {"gce_instance": {}}])
+def test_verify_guest_of_named_machine_is_valid(rules: dict[str, Any]) -> None:
+    """A Google project, or the number of a VM, names machines, whatever they boot."""
+    with open_attester("simulator", platform="gcp-snp", seed=bytes(32)) as tee:
+        request = VerificationRequest(tee.attest(nonce=bytes(32)).to_bytes())
+        anchor = tee.backend.trust_anchor
+    if "gce_instance" in rules:
+        result = Verifier(trust_anchor=anchor).verify(request.attestation or b"", report_data=None)
+        assert result.claims.vtpm is not None
+        rules = {"gce_instance": {dict(result.claims.vtpm.details)["gce_instance_id"]}}
+    policy = AppraisalPolicy.default().replace(**rules)
+    found = respond(Verifier(trust_anchor=anchor, policy=policy), request)
+    assert found["is_valid"], found["reason"]

@@ -113,7 +113,7 @@ def test_names_app_without_rule_about_program(rules: dict[str, Any]) -> None:
         {"init_data": HASH, "pcrs": {"sha256:7": HASH}, "paravisor_measurement": REGISTER},
         {"pcrs": BOOT, "paravisor_measurement": REGISTER},
         {"paravisor_measurement": REGISTER, "secure_boot": True},
-        # What is booted extends these, and can extend them by anything.
+        # The booted program extends these, and can extend them by anything.
         {"init_data": HASH, "pcrs": {"sha256:9": HASH, "sha256:11": HASH}, "platforms": GOOGLE},
         # Of a bank that the firmware does not extend.
         {"init_data": HASH, "pcrs": {"sha512:4": {bytes(64)}}, "platforms": GOOGLE},
