@@ -241,7 +241,7 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
         become `minimum_svns`.
         """
         # Lazy: rarely needed.
-        from attestkit.verifier.policy.pinned_rules import pinned_rules, pinned_svns
+        from attestkit.verifier.policy.policy_from_evidence import pinned_rules, pinned_svns
 
         status = result.tcb.status
         statuses = {*DEFAULT_STATUSES, *([status] if status else ())}
