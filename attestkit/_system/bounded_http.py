@@ -168,19 +168,22 @@ def connect_tcp(host: str, port: int, seconds: float, time_left: TimeLeft) -> "s
     import socket
 
     failed: OSError = TimeoutError("timed out")
-    for family, kind, protocol, _, address in _resolve(host, port, time_left)[:_ADDRESSES]:
-        if (limit := min(seconds, time_left())) <= 0:
-            break
-        sock = socket.socket(family, kind, protocol)
-        try:
-            sock.settimeout(limit)
-            sock.connect(address)
-        except OSError as error:
-            sock.close()
-            failed = error
-        else:
-            return sock
-    raise failed
+    try:
+        for family, kind, protocol, _, address in _resolve(host, port, time_left)[:_ADDRESSES]:
+            if (limit := min(seconds, time_left())) <= 0:
+                break
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(limit)
+                sock.connect(address)
+            except OSError as error:
+                sock.close()
+                failed = error
+            else:
+                return sock
+        raise failed
+    finally:
+        del failed  # a cycle: its traceback has this frame, and so the callers' with their secrets
 
 
 class Proxy(NamedTuple):
@@ -335,6 +338,8 @@ def _exchange(bounded: "_BoundedSocket", method: str, request: bytes) -> Respons
         if failed is None:
             raise
         raise failed from error
+    finally:
+        del failed  # as in `connect_tcp`
 
 
 def _read_headers(fields: "Message") -> dict[str, str]:

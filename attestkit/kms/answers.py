@@ -119,7 +119,7 @@ class KmsMeta(NamedTuple):
 
 
 class ReceivedKeys(Secret):
-    """The answer to GetAppKey, not checked; the keys are wiped when the object is destroyed."""
+    """The answer to GetAppKey, not checked; `wipe` and its destruction wipe the keys."""
 
     __slots__ = (
         *("ca_cert", "disk_crypt_key", "env_crypt_key", "gateway_app_id"),
@@ -160,9 +160,13 @@ class ReceivedKeys(Secret):
         # Outside of the handler, because the local variables of its frames hold the keys.
         raise problem
 
-    def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
+    def wipe(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
+        """Overwrite the keys with zeros. `_wipe` is bound early, for calls at interpreter exit."""
         for name in ("disk_crypt_key", "env_crypt_key", "k256_key"):
             _wipe(self, name)
+
+    def __del__(self) -> None:
+        self.wipe()
 
     def __repr__(self) -> str:
         return "ReceivedKeys()"

@@ -248,6 +248,19 @@ class KmsClient:
             keys = ReceivedKeys.from_json(answer)
         finally:
             wipe(answer)
+        try:
+            return self._accept(keys, server, app_id, image_hash, evidence)
+        finally:
+            keys.wipe()
+
+    def _accept(
+        self,
+        keys: ReceivedKeys,
+        server: _Server,
+        app_id: bytes,
+        image_hash: bytes,
+        evidence: "AttestationResult | None",
+    ) -> FetchedKeys:
         k256_root = check_received_keys(
             keys,
             app_id=app_id,

@@ -1,6 +1,7 @@
 """The client against a simulated KMS: each of its faults, and everything that it can be asked."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Final
 
 import pytest
@@ -16,6 +17,7 @@ from attestkit.kms import (
     TimeLimits,
     verify_app_certificate,
 )
+from attestkit.kms.answers import ReceivedKeys
 from attestkit.report_data import ReportData
 from attestkit.testing import SimulatedTee
 from tests.raising import raises
@@ -71,6 +73,27 @@ def test_fault_of_a_kms_gives_no_keys(kms_factory: Factory, tee: SimulatedTee, f
     with raises(KmsError, *GET_APP_KEY[fault]) as caught:
         client.get_app_keys()
     assert caught.value.url == f"{kms.url}/prpc"
+
+
+@pytest.mark.parametrize("fault", ["", "kms_other_image"])
+def test_received_keys_are_wiped_while_others_hold_them(
+    kms: SimulatedKms, tee: SimulatedTee, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    """The answer's keys are zeros after the call, whatever keeps the answer."""
+    received: list[ReceivedKeys] = []
+    real = ReceivedKeys.__init__
+
+    def read(self: ReceivedKeys, fields: dict[str, Any]) -> None:
+        real(self, fields)
+        received.append(self)
+
+    monkeypatch.setattr(ReceivedKeys, "__init__", read)
+    if fault:
+        kms.arm(fault)
+    with raises(KmsError, "wrong_image") if fault else nullcontext():
+        client_of(kms, tee).get_app_keys().close()
+    [keys] = received
+    assert {keys.k256_key, keys.env_crypt_key, keys.disk_crypt_key} == {bytes(32)}
 
 
 def test_next_url_releases_the_keys(kms_factory: Factory, tee: SimulatedTee) -> None:

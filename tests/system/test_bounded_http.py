@@ -1,8 +1,10 @@
 """A request is sent in one write, and its answer is read even if sending failed."""
 
+import gc
 import socket
 import threading
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -129,6 +131,44 @@ def test_all_addresses_share_the_time_that_is_left() -> None:
             connect_tcp("localhost", port, 5.0, lambda: 0.0)
     with pytest.raises(ConnectionRefusedError):
         connect_tcp("127.0.0.1", port, 5.0, lambda: 5.0)
+
+
+class Held:
+    """An object of which a weak reference can be made."""
+
+
+def after_refused_address(monkeypatch: pytest.MonkeyPatch) -> "weakref.ref[Held]":
+    """Connect to the second address of a name; return what a caller held."""
+    held = Held()
+    real = socket.getaddrinfo
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        refused = (socket.AF_INET, socket.SOCK_STREAM, 6, "", closed.getsockname())
+        monkeypatch.setattr(socket, "getaddrinfo", lambda *name: [refused, *real(*name)])
+        connect_tcp("127.0.0.1", listener.getsockname()[1], 5.0, lambda: 5.0).close()
+    return weakref.ref(held)
+
+
+def after_failed_write(_monkeypatch: pytest.MonkeyPatch) -> "weakref.ref[Held]":
+    """Read the answer of a closed connection; return what a caller held."""
+    held = Held()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(ANSWER)
+    assert ask(ours).status == 404
+    return weakref.ref(held)
+
+
+@every_case("succeed", [after_refused_address, after_failed_write])
+def test_success_after_an_error_leaves_no_frame(
+    succeed: Callable[[pytest.MonkeyPatch], "weakref.ref[Held]"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The variables of callers, which may have keys, are freed without the garbage collector."""
+    gc.disable()
+    try:
+        assert succeed(monkeypatch)() is None
+    finally:
+        gc.enable()
 
 
 @pytest.fixture
