@@ -236,7 +236,8 @@ def requested_report_data(
         pad: Whether report data of 0 to 63 bytes is accepted, and zero-padded.
 
     Raises:
-        UsageError: If none or both are given, or the given one has a wrong type or size.
+        UsageError: If none or both are given, `pad` is given with a nonce, or the given one has a
+            wrong type or size.
     """
     if (nonce is None) == (report_data is None):
         reason: UsageReason = "missing" if nonce is None else "conflict"

@@ -54,4 +54,4 @@ def _check_scalar(value: object, what: str) -> None:
         message = f"{what}: must have only text, whole numbers, booleans, null, lists and objects"
         raise FormatError(message, reason="wrong_type")
     elif value is not None and abs(value) > MAX_NUMBER:
-        raise FormatError(f"{what}: numbers must be below 2^53", reason="wrong_value")
+        raise FormatError(f"{what}: numbers must be between -2^53 and 2^53", reason="wrong_value")

@@ -270,7 +270,10 @@ def has_surrogate(text: str) -> bool:
 
 
 def hex_field(fields: Mapping[str, Any], name: str) -> bytes:
-    """Return the bytes of the hex text in member `name`; empty if it is missing or null."""
+    """Return the bytes of the hex text in member `name`; empty if it is missing or null.
+
+    FormatError if it is not hex.
+    """
     return from_hex(string(fields, name, ""), name)
 
 

@@ -199,7 +199,7 @@ class QuoteBase:
     report_data: bytes
 
     def hold(self, data: bytes) -> None:
-        """Store the encoded quote, without cached fields."""
+        """Store the encoded quote, and clear the cached fields."""
         self._data, self._made, self._body = data, None, None
 
     def find_body(self, body: type[tuple[Any, ...]], make: "Callable[[Any], Any]") -> object:

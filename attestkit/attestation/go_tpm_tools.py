@@ -282,7 +282,8 @@ def _read_pcrs(data: bytes) -> tuple[parts.PcrValue, ...]:
     if bank not in HASH_NAMES:
         if not bank and not entries:
             return ()
-        message = f"tpm.PCRs: unsupported hash 0x{bank:04x}"
+        known = ", ".join(f"0x{one:04x}" for one in HASH_NAMES)
+        message = f"tpm.PCRs: hash must be one of {known}, not 0x{bank:04x}"
         raise FormatError(message, reason="unsupported_algorithm")
     values = [_read_pcr(entry, HASH_NAMES[bank]) for entry in entries]
     if len({one.number for one in values}) != len(values):

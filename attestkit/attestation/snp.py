@@ -28,7 +28,7 @@ _FIELDS: Final = {
 
 
 class SnpCertificates(NamedTuple):
-    """Certificates of a table in DER; a certificate missing in the table is None."""
+    """Certificates, in DER, of the table that a host provides (GHCB); None if not in it."""
 
     vcek: bytes | None = None  # Versioned Chip Endorsement Key
     vlek: bytes | None = None  # Versioned Loaded Endorsement Key, of a cloud provider

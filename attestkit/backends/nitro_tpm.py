@@ -300,7 +300,7 @@ class NitroTpmBackend(TpmGuest):
         """
         found = self._client.pcr_read((PcrSelection(BANK, (EVENT_PCR,)),))
         if (BANK, EVENT_PCR) not in found:
-            text = f"{self._client.path}: the TPM has no SHA-384 bank of PCRs"
+            text = f"{self._client.path}: no SHA-384 bank of PCRs; use a NitroTPM, which has one"
             raise UnsupportedError(text, reason="no_registers")
         return found[BANK, EVENT_PCR]
 

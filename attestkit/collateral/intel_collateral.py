@@ -156,7 +156,10 @@ class Collateral:
         return cls(**{name: values[name] for name in (*_FIELDS, _OPTIONAL) if name in values})
 
     def to_json(self) -> str:
-        """Return the nine-field JSON, with bytes in lower-case hex and one field a line."""
+        """Return the nine-field JSON, with bytes in lower-case hex and one field a line.
+
+        It has a tenth field if `pck_certificate_chain` is set.
+        """
         values = {name: getattr(self, name) for name in (*_FIELDS, _OPTIONAL)}
         shown = {
             name: value.hex() if isinstance(value, bytes) else value

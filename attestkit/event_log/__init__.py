@@ -212,7 +212,7 @@ class EventLog:
 
         CBOR and JSON are an array or a sequence of records (RFC 8742, RFC 7464). Register indexes
         are those of a CCEL: RTMR0 is 1. The data of a runtime event are the preimage of its
-        digest; other events have no name. Management records, and informative records of index 0,
+        digest; other events have no name. Management records, and EV_NO_ACTION records of index 0,
         are skipped. Gaps in the record numbers become warnings.
 
         Raises:
@@ -477,7 +477,8 @@ def _check_event(event: Event, index: int) -> None:
     except FormatError as error:
         raise UsageError(error.message, reason="wrong_value") from error
     except (TypeError, AttributeError) as error:
-        raise UsageError(f"event {index}: wrong type: {error}", reason="wrong_type") from error
+        message = f"event {index}: register, type and version must be int, the name str: {error}"
+        raise UsageError(message, reason="wrong_type") from error
     if event.version != 1 and not event.is_runtime:
         raise UsageError(
             f"event {index}: version is {shown(event.version)}; only runtime events have versions "

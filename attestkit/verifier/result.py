@@ -39,8 +39,8 @@ class AttestationResult:
         claims: Authenticated fields of the evidence.
         advisory_ids: Security advisories of the vendor that apply to the platform.
         tcb: TCB status, dates, evaluation number and component SVNs.
-        simulated: Whether the trust anchor is not the root of the platform's vendor, or of the
-            GPUs'.
+        simulated: Whether the trust anchor of the platform, or of its GPUs, is not the vendor's
+            root.
         bound_to: Whether report data was compared with a nonce or with expected report data. None
             if any report data was accepted, or empty report data was expected.
         nonce: The nonce that the evidence is bound to; None unless a nonce was compared.

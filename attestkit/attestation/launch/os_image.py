@@ -75,8 +75,12 @@ def read_measurement_version(vm_config: str) -> int:
 
     `vm_config` is the VM configuration in the evidence, JSON text, which contains the document.
 
+    Registers are not compared.
+
     Raises:
-        AttestKitError: For the same reasons as in `verify_os_image`.
+        FormatError: If the configuration or the document is malformed.
+        VerificationError: If the document is not that of the image's hash.
+        UnsupportedError: If the configuration has no document, only the hash of the image.
     """
     return _read_tdx_launch(vm_config)[1].version
 

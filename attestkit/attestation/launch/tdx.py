@@ -228,19 +228,19 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
 
 def _witness(witness: bytes) -> tuple[int, list[tuple[int, int]]]:
     if len(witness) > _MAX_WITNESS:
-        raise FormatError(f"td_hob: {len(witness)} bytes > {_MAX_WITNESS}", reason="too_large")
+        raise _error("too_large", f"td_hob: {len(witness)} bytes, at most {_MAX_WITNESS}")
     numbers = _leb128(witness)
     if len(numbers) < 3:
-        raise FormatError("td_hob: truncated", reason="truncated", offset=len(witness))
+        raise _error("truncated", "td_hob: truncated", len(witness))
     base, hob_delta, count, *pairs = numbers
     if count > _MAX_RANGES or len(pairs) != 2 * count:
-        raise FormatError(f"td_hob: {len(pairs)} integers for {count} ranges", reason="wrong_size")
+        raise _error("wrong_size", f"td_hob: {len(pairs)} integers for {count} ranges")
     starts = [(base + delta) * _PAGE for delta in pairs[::2]]
     sizes = [pages * _PAGE for pages in pairs[1::2]]
     ranges = [(start, start + size) for start, size in zip(starts, sizes, strict=True)]
     hob_at = (base + hob_delta) * _PAGE
     if any(value >= 1 << 63 for value in (hob_at, *(end for _, end in ranges))):
-        raise FormatError("td_hob: address must be below 2**63", reason="wrong_value")
+        raise _error("wrong_value", "td_hob: address must be below 2**63")
     return hob_at, ranges
 
 
@@ -251,13 +251,12 @@ def _leb128(data: bytes) -> list[int]:
         value |= (byte & 0x7F) << shift
         shift += 7
         if value >= 1 << 64 or shift > 70:
-            message = "td_hob: LEB128 integer must be below 2**64"
-            raise FormatError(message, reason="wrong_value", offset=at)
+            raise _error("wrong_value", "td_hob: LEB128 integer must be below 2**64", at)
         if byte < 0x80:
             numbers.append(value)
             value = shift = 0
     if shift:
-        raise FormatError("td_hob: truncated", reason="truncated", offset=len(data))
+        raise _error("truncated", "td_hob: truncated", len(data))
     return numbers
 
 
@@ -345,5 +344,5 @@ def _is_normalized(image: dict[Value, Value]) -> bool:
     return found
 
 
-def _error(reason: FormatReason, problem: str) -> FormatError:
-    return FormatError(f"TDX measurement document: {problem}", reason=reason)
+def _error(reason: FormatReason, problem: str, offset: int | None = None) -> FormatError:
+    return FormatError(f"TDX measurement document: {problem}", reason=reason, offset=offset)

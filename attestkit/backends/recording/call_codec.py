@@ -300,7 +300,7 @@ def key_of(name: str, arguments: Mapping[str, Scalar]) -> Key:
 
 
 def describe(key: Key) -> str:
-    """Return a call for an error text, such as `read_rtmr(3)`; long arguments are cut."""
+    """Return the call as text for errors, such as `read_rtmr(3)`; long arguments are cut."""
     name, arguments = key[0], json.loads(key[1])
     if "payload" in arguments:  # the other fields of an event follow from name and payload
         shown = [repr(arguments["name"]), arguments["payload"]]

@@ -196,7 +196,7 @@ class Mrtds(NamedTuple):
     two_pass: bytes
 
     def of(self, order: PageOrder) -> bytes:
-        """Return the MRTD for an order of pages."""
+        """Return the MRTD for an order in which the VMM adds and measures pages."""
         return self.single_pass if order == "single_pass" else self.two_pass
 
     def order_of(self, mrtd: bytes) -> PageOrder | None:

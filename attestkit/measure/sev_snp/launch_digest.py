@@ -166,7 +166,7 @@ def firmware_digest(firmware: bytes) -> bytes:
     It is the `ovmf_hash` in a dstack image's measurement documents (`measurement.*.cbor`).
 
     Raises:
-        FormatError: If the size of the firmware is not a multiple of 4096, or over 64 MiB.
+        FormatError: If the firmware is empty, not whole pages of 4096 bytes, or over 64 MiB.
     """
     return _extend_image(_NOTHING, firmware, _FOUR_GIB - len(firmware), "firmware")
 
@@ -225,7 +225,7 @@ def svsm_launch_digest(
     metadata = sev_metadata.read_sev_metadata(svsm)
     if metadata.svsm_entry is None:
         raise FormatError("svsm: no entry point; use an image for QEMU", reason="missing")
-    digest = _extend_image(firmware_digest(firmware), svsm, start, "service module")
+    digest = _extend_image(firmware_digest(firmware), svsm, start, "svsm")
     for page in _metadata_pages(metadata, "qemu", None):
         digest = extend_page(digest, *page)
     vmsa = svsm_vmsa(start + metadata.svsm_entry, machine.cpu_signature)
@@ -302,7 +302,7 @@ def _start_addresses(metadata: sev_metadata.SevMetadata, vcpus: int) -> Iterator
 
 def _extend_image(digest: bytes, image: bytes, gpa: int, name: str) -> bytes:
     if len(image) % _PAGE or not image:
-        message = f"{name}: {len(image)} bytes, not a multiple of {_PAGE}"
+        message = f"{name}: must be one or more pages of {_PAGE} bytes, not {len(image)} bytes"
         raise FormatError(message, reason="wrong_size")
     if len(image) > MAX_IMAGE:
         raise FormatError(f"{name}: {len(image)} bytes, at most {MAX_IMAGE}", reason="too_large")

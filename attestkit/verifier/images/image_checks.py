@@ -277,7 +277,7 @@ def _other_tables() -> VerificationError:
 
 
 class RecomputedTables(NamedTuple):
-    """ACPI tables of a VM's shape.
+    """Digests of the ACPI tables of a VM's shape.
 
     Attributes:
         digests: Digests with and without a root disk, which the shape in evidence does not state.
@@ -294,7 +294,7 @@ _UNKNOWN: Final = RecomputedTables((), conclusive=False)
 
 
 def recompute_tables(vm_config: Mapping[str, Any]) -> RecomputedTables:
-    """Return the ACPI tables of the shape that a VM configuration states.
+    """Return digests of the ACPI tables of the shape in a VM configuration; none if not known.
 
     Args:
         vm_config: `fields` of a `VmConfig`; the host states them, and they are not verified.

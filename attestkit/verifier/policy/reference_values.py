@@ -233,8 +233,8 @@ def require_common_platform(
         if not left:
             known = _first_of(owner)
             raise UsageError(
-                f"{name}: applies only to {known}{' and others' * (len(owner) > 1)}, which another "
-                "rule excludes; add it to platforms, or make a policy for each platform",
+                f"{name}: applies only to {known}{' and others' * (len(owner) > 1)}, excluded by "
+                f"platforms or another rule; add {known} to platforms, or write two policies",
                 reason="conflict",
             )
 

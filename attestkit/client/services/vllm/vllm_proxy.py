@@ -109,8 +109,9 @@ class ReportService:
     def check_signature(
         self, document: bytes, answer: AnswerRecord, claims: Claims, model: str | None
     ) -> Signer:
-        """Check the signature of an answer; return the owner of its key, `model` or `gateway`.
+        """Check the signature of an answer by a key in `claims`; return the key's owner.
 
+        The signed text must name `model`; a relay has names of its own, which are not compared.
         A gateway signs the streams that it changes; that does not show which model answered.
 
         Raises:

@@ -153,8 +153,9 @@ def read_attestation_key(public: bytes, certificates: Sequence[bytes]) -> Attest
 
     Raises:
         FormatError: If the public area is malformed, or both area and certificate are missing.
-        SignatureError: If the key could sign data that the TPM did not make (`ak_attributes`), is
-            not that of the certificate (`ak_mismatch`), or a key or certificate is malformed.
+        SignatureError: If the attributes in a TPMT_PUBLIC let the key sign data that the TPM did
+            not make (`ak_attributes`; a SubjectPublicKeyInfo or certificate has none), if the key
+            is not that of the certificate (`ak_mismatch`), or a key or certificate is malformed.
     """
     leaf = read_evidence_certificate("AK certificate", certificates[0]) if certificates else None
     if not public and leaf is None:
