@@ -75,7 +75,7 @@ def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]
     """Return the members of `given`, the value of argument `name`, as a frozenset.
 
     Raises:
-        UsageError: If `given` is not a collection of `kind`.
+        UsageError: If `given` is not a collection of hashable `kind`, or is text or bytes.
     """
     wanted = UsageError(f"{name}: must be a collection of {kind.__name__}", reason="wrong_type")
     if not isinstance(given, Collection) or isinstance(given, (str, bytes)):
@@ -89,11 +89,19 @@ def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]
         raise wanted from error
 
 
+def name_argument(name: str, read: Callable[[], _T]) -> _T:
+    """Return `read()`; a FormatError becomes a UsageError about the argument `name`."""
+    try:
+        return read()
+    except FormatError as error:
+        raise UsageError(f"{name}: {error}", reason="wrong_value") from error
+
+
 def check_number(name: str, number: object, largest: int, least: int = 0) -> int:
     """Return `number`, the value of argument `name`.
 
     Raises:
-        UsageError: If `number` is not an integer from `least` to `largest`.
+        UsageError: If `number` is not an integer from `least` to `largest`, or is a boolean.
     """
     if type(number) is not int or not least <= number <= largest:
         message = f"{name}: must be an integer from {least} to {largest}, not {shown(number)}"

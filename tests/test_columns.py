@@ -210,7 +210,7 @@ def test_columns_are_value_objects() -> None:
 
 
 def test_columns_are_created_on_first_access() -> None:
-    """Before access 10 bytes per quote are used; each access creates one column."""
+    """Before access 11 bytes per quote are used; each access creates one column."""
     data = SHORTEST * 1000
 
     def used_memory() -> int:

@@ -42,7 +42,9 @@ class Ed25519Key(Secret):
 
     @classmethod
     def from_pem(cls, text: str) -> "Ed25519Key | None":
-        """Parse `text`, an unencrypted key in PEM (PKCS#8, RFC 8410); return None for other keys.
+        """Parse `text`, an unencrypted key in PEM (PKCS#8, RFC 8410).
+
+        Return None for a key of another kind, and for text that is not such a PEM.
 
         Raises:
             FormatError: If the key has the header of an Ed25519 key, but not 32 bytes after it.
@@ -128,10 +130,11 @@ def ed25519_verify_strict(public_key: bytes, signature: bytes, data: bytes) -> b
     """Return whether a signature (64 bytes) over `data` is valid for `public_key`, 32 bytes.
 
     Unlike `ed25519_verify`, it returns False for keys of small order and for encodings that no
-    signer creates, also those of another size. It rejects an invalid signature in a quarter of that
-    function's time.
+    signer creates, also for a key or signature of another size. It rejects an invalid signature
+    in a quarter of that function's time.
     """
-    if len(signature) != 64:  # the rest would be taken from the data
+    # libsodium would read past a shorter key, and take the rest of a signature from the data.
+    if len(public_key) != 32 or len(signature) != 64:
         return False
     try:
         crypto_sign_open(signature + data, public_key)
@@ -187,13 +190,17 @@ def x25519(secret: bytes, public_key: bytes) -> bytes:
 
 
 def x25519_public_key(secret: bytes) -> bytes:
-    """Return the 32-byte public key of a 32-byte secret, which is clamped here."""
+    """Return the 32-byte public key of a 32-byte secret, which is clamped here.
+
+    Raises:
+        UsageError: If the secret does not have 32 bytes.
+    """
     require_size("X25519 secret", secret, 32)
     return bytes(crypto_scalarmult_base(secret))
 
 
 def ed25519_to_x25519(public_key: bytes) -> bytes:
-    """Return the X25519 public key of an Ed25519 public key: the birational map of RFC 7748, 4.1.
+    """Return the X25519 key, 32 bytes, of an Ed25519 public key (the map of RFC 7748, 4.1).
 
     Raises:
         UsageError: If the key does not have 32 bytes, or is not a point of prime order.
@@ -209,6 +216,9 @@ def ed25519_seed_to_x25519(seed: bytes) -> bytes:
     """Return the X25519 secret whose public key `ed25519_to_x25519` returns, 32 bytes.
 
     `seed` is the Ed25519 seed, 32 bytes (RFC 8032, 5.1.5); the secret is not clamped.
+
+    Raises:
+        UsageError: If the seed does not have 32 bytes.
     """
     require_size("Ed25519 seed", seed, 32)
     digest = hashlib.sha512(seed).digest()

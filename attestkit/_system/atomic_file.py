@@ -31,7 +31,8 @@ def replace_file(path: Path, content: bytes, *, mode: int) -> None:
         mode: Permission bits of the new file.
 
     Raises:
-        OSError: If the file cannot be written; its old content is then unchanged.
+        OSError: If the file cannot be written; its old content is then unchanged. If only the
+            folder cannot be flushed to disk, the file has the new content.
     """
     handle, name = _make_locked(path)
     try:
@@ -115,8 +116,8 @@ def load_document(
         reason: Reason of that error.
 
     Raises:
-        AttestKitError: That of `kind`, or a CollateralError or FormatError of `decode` with
-            the path before its text.
+        AttestKitError: That of `kind`; a CollateralError or FormatError of `decode` with the path
+            before its text; or another error of `decode`, unchanged.
     """
     name = os.fspath(path)
     try:
@@ -155,5 +156,6 @@ def save_document(
     try:
         replace_file(Path(path), content, mode=mode)
     except (OSError, ValueError) as error:
-        message = f"{os.fspath(path)}: cannot be written: {error}"
+        problem = getattr(error, "strerror", None) or error  # without the temporary file's name
+        message = f"{os.fspath(path)}: cannot be written: {problem}"
         raise kind(message, reason=reason) from error

@@ -126,7 +126,8 @@ def connect(
             `reason` and `__cause__` tell why. Not a byte of a request was sent.
         ServiceError: If the connection fails, or the service cannot be detected.
         UsageError: If an argument is not valid, or the policy does not name app and OS image.
-        ConfigError: If the policy's file, or that of `pins`, is malformed.
+        ConfigError: If the policy's file, or that of `pins`, cannot be read or is malformed.
+        FormatError: If `server_ca` is not PEM, or a certificate in it is malformed.
     """
     origin = Origin.of(url)
     trust = Trust(policy, verifier, now, gpu_services, proxy=proxy)
@@ -238,11 +239,12 @@ class Endpoint(EndpointClients):
         Raises:
             ServiceError: If a valid signature of exactly these bytes is missing.
             FormatError: If the signature or receipt is malformed.
-            UsageError: If the endpoint has no `Require(response_signatures=True)`, or the answer is
-                not of its clients, or not read to its end.
+            UsageError: If the endpoint has no `Require(response_signatures=True)`, no proof is
+                valid now (see `proof`), the answer is not a recent one of its clients, or it was
+                not read to its end.
         """
         if self._answers is None:
-            message = "verify: needs require=Require(response_signatures=True)"
+            message = "verify: needs connect(..., require=Require(response_signatures=True))"
             raise UsageError(message, reason="not_ready")
         with self.client() as client:
 
@@ -266,6 +268,7 @@ class Endpoint(EndpointClients):
         Raises:
             PeerRefusedError: If the evidence is not accepted; see `connect`.
             ServiceError: If the connection fails.
+            UsageError: If the endpoint is closed.
         """
         return self._prove(afresh=True)
 

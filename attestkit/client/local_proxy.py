@@ -6,6 +6,7 @@ refused.
 """
 
 import asyncio
+import errno
 import logging
 import os
 import re
@@ -59,7 +60,9 @@ def listen_address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     host = host.strip("[]")
     if not (_is_loopback(host) and _PORT.fullmatch(port) and int(port) < 1 << 16):
-        message = f"--serve {shown(text)}: must be a loopback address and a port: 127.0.0.1:8337"
+        message = (
+            f"--serve {shown(text)}: must be a loopback address and a port, such as 127.0.0.1:8337"
+        )
         raise UsageError(message, reason="wrong_value")
     return host, int(port)
 
@@ -77,6 +80,9 @@ class LocalProxy:
     Args:
         endpoint: The endpoint, which the caller closes.
         address: Host and port to listen on; the port 0 is any free one.
+
+    Raises:
+        UsageError: If neither httpx2 nor httpx is installed.
     """
 
     def __init__(self, endpoint: "Endpoint", address: tuple[str, int]) -> None:
@@ -115,8 +121,10 @@ class LocalProxy:
         try:
             return socket.create_server((host, port), family=family)
         except OSError as error:
-            message = f"--serve {host}:{port}: cannot listen: {os.strerror(error.errno or 0)}"
-            raise ConfigError(message, reason="in_use") from error
+            problem = os.strerror(error.errno) if error.errno else str(error)
+            message = f"--serve {host}:{port}: cannot listen: {problem}"
+            in_use = error.errno == errno.EADDRINUSE
+            raise ConfigError(message, reason="in_use" if in_use else "wrong_value") from error
 
     async def __call__(self, scope: _Scope, receive: _Receive, send: _Send) -> None:
         """Forward HTTP requests, refuse WebSockets, and handle startup and shutdown (ASGI 3)."""

@@ -98,6 +98,9 @@ class Dialing(NamedTuple):
         """Return the TLS context for a service.
 
         It verifies the server's name and certificate chain, but not for services of RA-TLS.
+
+        Raises:
+            FormatError: As `tls_context`, if `server_ca` is malformed.
         """
         return tls_context(self.server_ca, webpki=service.where != "handshake")
 
@@ -114,7 +117,8 @@ def choose_service(name: str | Service, dialing: Dialing) -> Service:
     certificate has evidence, for which a connection is opened; otherwise attestkit's own service.
 
     Raises:
-        UsageError: If the name is unknown.
+        UsageError: If the name is unknown, or the URL of the proxy is not valid.
+        FormatError: If `server_ca` is not PEM.
         ServiceError: If the connection fails, or the certificate is not accepted and has no
             evidence (reason `unknown_service`).
     """

@@ -132,6 +132,10 @@ class AnswerObject(dict[str, Any]):
         Args:
             name: Name of the member.
             sizes: Allowed numbers of bytes; if there are none, any number is allowed.
+
+        Raises:
+            FormatError: If it is missing or null (reason `missing`), not hex (`encoding`), or has
+                another size (`wrong_size`).
         """
         if not self.has(name):
             raise self.error(name, "missing", "missing")
@@ -142,7 +146,11 @@ class AnswerObject(dict[str, Any]):
         return found
 
     def base64(self, name: str) -> bytes:
-        """Return the bytes of the member `name`, which must be canonical base64 and not empty."""
+        """Return the bytes of the member `name`, which must be canonical base64 and not empty.
+
+        Raises:
+            FormatError: If it is not such base64 (reason `encoding`), or empty (`wrong_size`).
+        """
         found = strict_json.from_base64(self.text(name), f"{self.what}: {name}")
         if not found:
             raise self.error(name, "must not be empty", "wrong_size")
@@ -163,7 +171,7 @@ class AnswerObject(dict[str, Any]):
         if isinstance(value, kind):
             return value
         if name in self:
-            raise self.error(name, f"must be {expected}, not {type(value).__name__}", "wrong_type")
+            raise strict_json.wrong_json_type(f"{self.what}: {name}", expected, value)
         raise self.error(name, "missing", "missing")
 
 
@@ -175,7 +183,7 @@ def read_answer_object(answer: bytes, what: str) -> AnswerObject:
         what: Name of the answer, with which errors begin.
 
     Raises:
-        FormatError: If it is malformed, has a name twice, or exceeds a limit.
+        FormatError: If it is malformed, not an object, has a member twice, or exceeds a limit.
     """
     if len(answer) > MAX_ANSWER:
         message = f"{what}: {len(answer)} bytes, at most {MAX_ANSWER}"
@@ -189,6 +197,6 @@ def read_answer_object(answer: bytes, what: str) -> AnswerObject:
 def only_answer(answers: tuple[bytes, ...]) -> bytes:
     """Return the body of the only answer of a service; UsageError unless there is exactly one."""
     if len(answers) != 1:
-        message = f"answers: must be one, not {len(answers)}"
+        message = f"answers: must have one item, the only answer of the service, not {len(answers)}"
         raise UsageError(message, reason="wrong_size")
     return answers[0]

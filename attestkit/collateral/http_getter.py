@@ -138,13 +138,16 @@ class HttpGetter:
 
 
 def _split_url(url: str) -> SplitResult:
+    # An authority with a user name may contain a password: not shown.
+    name = "URL with a user name" if "@" in url else url
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # an invalid port raises ValueError
-    except ValueError as error:
-        raise CollateralError(f"{url}: must be a valid URL", reason="fetch_failed") from error
+    except ValueError:
+        # Its text may contain the authority.
+        raise CollateralError(f"{name}: must be a valid URL", reason="fetch_failed") from None
     if not host or "@" in parts.netloc:
-        text = f"{url}: must have a host and no user name"
+        text = f"{name}: must have a host and no user name"
         raise CollateralError(text, reason="fetch_failed")
     if parts.scheme not in {"http", "https"}:
         message = f"{url}: scheme must be http or https, not {shown(parts.scheme)}"

@@ -17,6 +17,7 @@ import msgspec
 
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.hashes import sha256
+from attestkit._formats.strict_json import has_surrogate
 from attestkit._formats.typed_json import decode_typed
 from attestkit._native import unhex
 from attestkit._outcomes.reasons import UsageReason
@@ -27,15 +28,18 @@ _LAUNCH_TOKEN_TAG: Final = b"dstack-launch-token/v1:"
 
 
 def gpu_policy_hash(policy: Mapping[str, object]) -> bytes:
-    """Return the SHA-256 of a GPU policy in its canonical form (RFC 8785).
+    """Return the SHA-256 (32 bytes) of a GPU policy in its canonical form (RFC 8785).
 
     Args:
         policy: Keys as written; values are booleans, strings or None.
 
     Raises:
-        UsageError: If a value has any other type.
+        UsageError: If a value has any other type, or text has an unpaired surrogate.
     """
     for key, value in policy.items():
+        if has_surrogate(key):
+            message = f"gpu_policy: {key!a}: contains an unpaired surrogate"
+            raise UsageError(message, reason="encoding")
         if not isinstance(value, (bool, str)) and value is not None:
             raise UsageError(f"gpu_policy: {key}: must be boolean or text", reason="wrong_type")
     # Without numbers, RFC 8785 differs from compact JSON only in the order of keys (UTF-16).
@@ -69,7 +73,8 @@ def compose_hash_deterministic(
             `pre_launch_script`.
 
     Raises:
-        UsageError: If a value cannot be encoded as JSON.
+        UsageError: If a key is not text, or a value cannot be encoded as JSON (another type, an
+            unpaired surrogate, or nested too deeply).
     """
     try:
         found = {key: _finite(value) for key, value in app_compose.items()}
@@ -108,7 +113,7 @@ def _compact(value: object, *, sort: bool = False) -> bytes:
         ).encode()
     except (TypeError, ValueError, RecursionError) as error:
         reason = _json_reason(error)
-        raise UsageError("app-compose: cannot be encoded as JSON", reason=reason) from error
+        raise UsageError("app-compose: a value cannot be encoded as JSON", reason=reason) from error
 
 
 def _json_reason(error: Exception) -> UsageReason:
@@ -117,7 +122,7 @@ def _json_reason(error: Exception) -> UsageReason:
     return "encoding" if isinstance(error, UnicodeEncodeError) else "wrong_value"
 
 
-# Name in a document: its byte in version 2, and its name in AppInfo.
+# By the name in an mr_config document: the byte in its version 2, and the name in AppInfo.
 KEY_PROVIDERS = {
     "none": (0, "none"),
     "local": (1, "local-sgx"),

@@ -104,6 +104,9 @@ class Setup:
     def __post_init__(self) -> None:
         _check_name("provider", self.provider, PROVIDERS)
         _check_name("driver", self.driver, tdx_driver.DRIVERS)
+        if self.quote_version not in {4, 5}:
+            text = f"quote_version: must be 4 or 5, not {self.quote_version!r}"
+            raise UsageError(text, reason="wrong_value")
         if (wanted := self.scenario.quote_version) not in {None, self.quote_version}:
             text = f"quote_version: must be {wanted} with this scenario, not {self.quote_version}"
             raise UsageError(text, reason="conflict")
@@ -115,7 +118,9 @@ class Setup:
         if self.vmpl not in range(4):
             raise UsageError(f"vmpl: must be 0 to 3, not {self.vmpl!r}", reason="out_of_range")
         if self.qgs_port is not None and not 0 <= self.qgs_port < 1 << 32:
-            raise UsageError(f"qgs_port: must be 32 bits: {self.qgs_port}", reason="out_of_range")
+            raise UsageError(
+                f"qgs_port: must be 0 to 4294967295, not {self.qgs_port}", reason="out_of_range"
+            )
         EmulatedKernel.parse(self.kernel)
         self._check_cloud()
 
@@ -248,6 +253,7 @@ class Machine(GpuHost):
         """Compile the stub driver of the GPUs into an empty folder, and start its server.
 
         Raises:
+            UnsupportedError: If the machine has no GPUs (`has_gpus`).
             BackendUnavailableError: If there is no C compiler.
             BackendError: If the driver cannot be compiled or started.
         """

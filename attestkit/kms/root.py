@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 from attestkit._argument_checks import require_bytes, wrong_type
 from attestkit._crypto.ecdsa import P256_SPKI_HEAD, P256PublicKey
 from attestkit._crypto.k256_agreement import require_k256_public_key
-from attestkit._formats.strict_json import config_reason, decode_strictly, from_hex
+from attestkit._formats.strict_json import config_reason, decode_strictly, from_hex, wrong_json_type
 from attestkit._sanitize import key as shown_key
 from attestkit._system.atomic_file import load_document, save_document
 from attestkit.errors import ConfigError, FormatError, SignatureError, UsageError
@@ -98,8 +98,8 @@ class KmsRoot:
         except FormatError as error:
             raise ConfigError(f"KMS root: {error}", reason=config_reason(error)) from error
         if not isinstance(fields, dict):
-            message = f"KMS root: must be a JSON object, not {type(fields).__name__}"
-            raise ConfigError(message, reason="wrong_type")
+            problem = wrong_json_type("KMS root", "a JSON object", fields)
+            raise ConfigError(str(problem), reason="wrong_type")
         for name in fields:
             if name not in {_CA, _K256}:
                 message = f"KMS root: {shown_key(name)}: unknown key"
@@ -117,7 +117,7 @@ class KmsRoot:
             raise ConfigError(f"KMS root: {error}", reason=reason) from error
 
     def to_json(self) -> str:
-        """Return the JSON object that `from_json` decodes, with a key a line."""
+        """Return the JSON object that `from_json` decodes, one member per line."""
         fields = {_CA: self.ca_spki.hex()}
         if self.k256_public_key is not None:
             fields[_K256] = self.k256_public_key.hex()

@@ -88,7 +88,9 @@ class MachineShape:
         for name in ("num_gpus", "num_nvswitches", "num_nics", "num_verity_volumes"):
             _check_range(name, getattr(self, name), 0, _SLOTS)
         if self.memory_size % _MEMORY_STEP:
-            raise _error("memory_size", f"must be whole {_MEMORY_STEP} bytes", "wrong_value")
+            raise _error(
+                "memory_size", f"must be a multiple of {_MEMORY_STEP} bytes", "wrong_value"
+            )
         if self.slots > _SLOTS:
             problem = f"{self.slots} devices on PCI bus 0, at most {_SLOTS}"
             raise _error("num_gpus, num_nics, ...", problem, "too_many")
@@ -125,6 +127,9 @@ class MachineShape:
         for name in ("cpu_count", "memory_size"):
             strict_json.number_field(found, name, 64)
         order = config.get("qemu_single_pass_add_pages")  # true selects the order of two passes
+        if order is not None and not isinstance(order, bool):
+            name = "vm_config: qemu_single_pass_add_pages"
+            raise strict_json.wrong_json_type(name, "true, false or null", order)
         try:
             return cls(**found, root_disk=root_disk, two_pass=order)
         except UsageError as error:

@@ -268,6 +268,7 @@ def server_context(
             `issued` is not an `Issued`, its key does not belong to its certificate, or
             `max_lifetime` is not valid.
         FormatError: If `peer_ca` is not PEM.
+        ssl.SSLError: If a certificate in `peer_ca` is malformed.
         UnsupportedError: If memfd_create or /proc is not available.
     """
     if verifier is not None and peer_ca is None:
@@ -318,6 +319,7 @@ def client_context(
             `any_app` is not set (reason `any_app`), `issued` is not an `Issued`, its key does not
             belong to its certificate, or `max_lifetime` is not valid.
         FormatError: If `server_ca` is not PEM.
+        ssl.SSLError: If a certificate in `server_ca` is malformed.
         UnsupportedError: If memfd_create or /proc is not available.
     """
     _check_verifier(verifier, "the server", any_app=any_app)
@@ -372,12 +374,20 @@ def load_authorities(context: ssl.SSLContext, authorities: str | bytes) -> None:
     """Make a context accept only peers whose chain leads to one of these certificates in PEM.
 
     Raises:
-        FormatError: If `authorities` is not PEM.
+        FormatError: If `authorities` is not PEM, or a certificate in it is malformed.
+        UsageError: If it is neither text nor bytes.
     """
+    if not isinstance(authorities, (str, bytes)):
+        raise wrong_type("CA certificates", "str or bytes", authorities)
     context.verify_mode = ssl.CERT_REQUIRED
     # The app's CA certificate is a trust anchor, even if it is not self-signed.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-    context.load_verify_locations(cadata=_pem(authorities))
+    try:
+        context.load_verify_locations(cadata=_pem(authorities))
+    except FormatError as error:
+        raise FormatError(f"CA certificates: {error}", reason=error.reason) from error
+    except ssl.SSLError as error:
+        raise FormatError("CA certificates: one is malformed", reason="syntax") from error
 
 
 def _verify_peers(
@@ -405,6 +415,6 @@ def _pem(certificates: str | bytes) -> str:
         try:
             certificates = certificates.decode("ascii")
         except UnicodeDecodeError as error:
-            message = "certificates: PEM must be ASCII"
+            message = "PEM: must be ASCII"
             raise FormatError(message, offset=error.start, reason="encoding") from error
     return "".join(map(certificate_pem, split_pem(certificates)))

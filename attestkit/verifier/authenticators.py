@@ -75,7 +75,7 @@ class Authenticators:
             amd_crls: CRLs of AMD's roots, DER or PEM.
 
         Raises:
-            UsageError: If `trust_anchor` is not a single certificate, or a certificate of a TPM key
+            UsageError: If `trust_anchor` is not a single certificate, or another certificate or CRL
                 is malformed.
         """
         nitro: bytes | None = None
@@ -90,6 +90,8 @@ class Authenticators:
         if ak_settings.roots or ak_settings.certificates:
             _ = self.ak_chains  # reports malformed ones at once
         self.amd_crls: tuple[bytes, ...] = tuple(amd_crls)
+        if self.snp_certificates or self.amd_crls:
+            _ = self._amd  # as above
 
     def for_bundle(
         self, amd_crls: Sequence[bytes], ak_certificates: Sequence[bytes]
@@ -97,7 +99,8 @@ class Authenticators:
         """Return authenticators that use CRLs and certificates of an evidence bundle, too.
 
         They fetch nothing, and share the caches of this object. The bundle's CRLs are used only for
-        issuers without a CRL in the arguments of this object.
+        issuers without a CRL in the arguments of this object. Malformed CRLs and certificates are
+        reported when evidence needs them.
 
         Args:
             amd_crls: CRLs of AMD's roots in the bundle, DER or PEM.
@@ -166,6 +169,7 @@ class Authenticators:
             fetch: Whether requests for certificates of TPM keys may be sent.
 
         Raises:
+            FormatError: If a part of the evidence is malformed.
             VerificationError: If a signature or certificate chain is not valid.
             CollateralError: If a certificate is missing or cannot be fetched.
         """
@@ -282,7 +286,10 @@ class Authenticators:
         return (self._amd if has_report else self._aws).genuine
 
     def explain(self, authenticated: Authenticated, quote: Quote, collateral: Collateral) -> str:
-        """Return a sentence on the outdated component of a platform; empty if it is up to date."""
+        """Return a sentence on the outdated component of the platform of a quote.
+
+        Empty if the TCB status is UpToDate, or there is none.
+        """
         if authenticated.status in {None, TcbStatus.UP_TO_DATE}:
             return ""
         return self._intel.explain(quote, collateral)

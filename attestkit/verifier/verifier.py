@@ -89,8 +89,8 @@ class Verifier:
 
     Raises:
         UsageError: If `trust_anchor` is not a certificate, if both collateral and `pccs_url`, or
-            roots beside `SimulatedRoots` are given, or if an argument has the wrong type.
-        CollateralError: If the collateral's file cannot be read or is malformed.
+            roots beside `SimulatedRoots` are given, or if an argument has the wrong type or value.
+        CollateralError: If a file of collateral or endorsements cannot be read or is malformed.
         ConfigError: If the policy's file cannot be read or is malformed, or the folder of images
             cannot be read.
     """
@@ -204,7 +204,7 @@ class Verifier:
                 CollateralExpiredError, GpuEvidenceError), or not accepted by the policy
                 (PolicyError, GpuEvidenceError).
             CollateralError: If collateral is missing, malformed, or cannot be fetched.
-            UnsupportedError: If an SEV-SNP processor is not known, or its root is not built in.
+            UnsupportedError: If an SEV-SNP processor, its root, or a hash of PCRs is not supported.
             UsageError: If an argument has the wrong type or value.
             ConfigError: If the OS image of the evidence is among `images`, but altered or
                 incomplete; the text names the file.
@@ -338,9 +338,9 @@ class Verifier:
         return found
 
     def fetched_ak_certificates(self) -> tuple[bytes, ...]:
-        """Return certificates and CRLs of TPM keys that were fetched lately, for a bundle.
+        """Return certificates and CRLs of TPM keys that were fetched and verified in the last hour.
 
-        All were verified; they are in DER or PEM, and of all evidence of the last hour.
+        Each is DER or PEM, for a bundle's `ak_certificates`; none without `fetch_ak_certificates`.
         """
         return self._authenticators.fetched_ak_certificates()
 
@@ -356,8 +356,8 @@ class Verifier:
         """Parse evidence, and return an Examination, whose methods verify it step by step.
 
         Call them in the order in which `Examination` defines them; `verify` does the same, and
-        describes the arguments. If `fetch` is false, a step that needs a request raises
-        FetchNeededError.
+        describes the arguments. Malformed evidence raises FormatError here. If `fetch` is false, a
+        step that needs a request raises FetchNeededError, a CollateralError.
         """
         check_collateral(collateral)
 
@@ -390,7 +390,8 @@ class Verifier:
     ) -> "list[AttestationResult | AttestKitError]":
         """Verify many items at one time; return a result or an error for each, in order.
 
-        A result is true in a condition, and a returned error is false.
+        A result is true in a condition, and a returned error is false. An argument that is not
+        valid raises UsageError, as for `verify_stream`.
 
         Args:
             items: Evidence with its expected report data, and optionally its collateral or bundle.

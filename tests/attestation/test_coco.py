@@ -132,7 +132,7 @@ def test_coco_generation_0_of_a_td_decodes() -> None:
 def test_coco_generation_2_without_user_data_is_rejected() -> None:
     """Generation 2 states that the user data are the report data."""
     fields = azure_fields(hcl_report=b64url(hcl_bytes(runtime_json(user_data=None), "tdx")))
-    with raises(FormatError, "inconsistent", start="CoCo evidence: version 2"):
+    with raises(FormatError, "inconsistent", start="CoCo evidence: version: 2"):
         decode(fields)
     found = decode(fields | {"version": 1})
     assert json.loads(found.to_bytes())["version"] == 1
@@ -142,7 +142,7 @@ def test_coco_generation_2_with_user_data_of_another_request_is_rejected() -> No
     """Generation 2 states that the user data are the report data; generation 1 does not."""
     other = hcl_bytes(runtime_json(user_data=bytes(64)[:-1].hex() + "01"), "tdx")
     fields = azure_fields(hcl_report=b64url(other))
-    with raises(FormatError, "inconsistent", start="CoCo evidence: version 2"):
+    with raises(FormatError, "inconsistent", start="CoCo evidence: version: 2"):
         decode(fields)
     assert json.loads(decode(fields | {"version": 1}).to_bytes())["version"] == 1
 

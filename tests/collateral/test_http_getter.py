@@ -175,7 +175,6 @@ def test_getter_unreachable_server_is_named(create_server: CreateServer) -> None
         "file:///etc/passwd",
         "http://",
         "http://[::1",
-        "http://me:pw@127.0.0.1/",
         "http://127.0.0.1:99999/",
         "http://" + "a" * 70 + ".invalid/",
     ],
@@ -183,6 +182,14 @@ def test_getter_unreachable_server_is_named(create_server: CreateServer) -> None
 def test_getter_unsupported_url_is_named(url: str) -> None:
     """Other schemes and malformed URLs are rejected before a connection."""
     get_reason(url)
+
+
+@pytest.mark.parametrize("url", ["http://me:word@127.0.0.1/", "http://me:word@[::1", "me:word@h"])
+def test_getter_error_about_url_does_not_show_a_password(url: str) -> None:
+    """User and password of a URL, which is refused, are not in the text."""
+    with pytest.raises(CollateralError) as refused:
+        HttpGetter()(url)
+    assert "word" not in f"{refused.value!r} {refused.value.__cause__!r}"
 
 
 @pytest.mark.parametrize("target", ["/a b", "/\r\nX: y", "/é"])

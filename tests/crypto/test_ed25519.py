@@ -47,7 +47,7 @@ def test_ed25519_verify_of_malformed_input_fails() -> None:
 
 
 def test_ed25519_verify_strict_checks_the_size() -> None:
-    """Bytes of the data cannot complete a signature."""
+    """Bytes of the data cannot complete a signature, nor bytes of the memory a key."""
     key = Ed25519Key(SEED)
     signature = key.sign(b"data")
     assert ed25519.ed25519_verify_strict(key.public_key, signature, b"data")
@@ -55,6 +55,8 @@ def test_ed25519_verify_strict_checks_the_size() -> None:
         rest = signature[size:] + b"data"
         assert not ed25519.ed25519_verify_strict(key.public_key, signature[:size], rest)
     assert not ed25519.ed25519_verify_strict(key.public_key, signature + b"d", b"ata")
+    for other in (b"", key.public_key[:31], key.public_key + b"\0"):
+        assert not ed25519.ed25519_verify_strict(other, signature, b"data")
 
 
 def test_ed25519_verify_rejects_keys_off_the_curve() -> None:

@@ -111,3 +111,6 @@ def test_gpu_policy_hash_ignores_order_and_escapes() -> None:
     assert one.gpu_policy_hash == two.gpu_policy_hash
     with raises(UsageError, "wrong_type"):
         gpu_policy_hash({"rego": 1.5})
+    for wrong in ({"\ud800": True}, {"rego": "\ud800"}):
+        with raises(UsageError, "encoding"):
+            gpu_policy_hash(wrong)

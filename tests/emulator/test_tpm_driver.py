@@ -234,6 +234,13 @@ def test_scenario_of_collectors_is_refused(platform: str, cloud: CloudConfig) ->
     assert refused.value.reason == "not_applicable"
 
 
+def test_setup_refuses_another_version_of_quotes() -> None:
+    """Versions 4 and 5 exist."""
+    with pytest.raises(UsageError) as refused:
+        Setup(quote_version=7)
+    assert refused.value.reason == "wrong_value"
+
+
 def test_setup_refuses_what_the_cloud_does_not_have() -> None:
     """A provider of another platform, and values of hardware that the guest does not see."""
     azure = Scenario(platform="azure-snp")

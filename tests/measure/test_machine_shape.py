@@ -160,6 +160,12 @@ def test_shape_of_unsuitable_configuration_fails(config: dict[str, Any], reason:
         MachineShape.from_vm_config(config)
 
 
+def test_shape_error_names_the_member_of_the_configuration() -> None:
+    """The order of pages has another name in a VM configuration than in a shape."""
+    with raises(FormatError, "wrong_type", part="qemu_single_pass_add_pages"):
+        MachineShape.from_vm_config(SMALL | {"qemu_single_pass_add_pages": "yes"})
+
+
 @needs_shared
 def test_shape_of_vectors() -> None:
     """The configurations of all guests in the vectors are accepted."""

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from attestkit import ra_tls
 from attestkit._crypto.ecdsa import P256Key
+from attestkit._crypto.pem import encode_pem
 from attestkit._crypto.x509.app_certificates import certificate_pem, issue_ca, read_certificate
 from attestkit.errors import FormatError, UnsupportedError, UsageError
 from attestkit.keys import AppKeys
@@ -172,7 +173,13 @@ def test_peer_ca_accepts_pem_text_and_bytes(authority: str | bytes) -> None:
     perform_handshake(server_context(peer_ca=authority), client_context(server_ca=authority))
 
 
-@every_case("authority", ["", b"", "x", "ü".encode(), read_certificate(tds.CA).der, tds.CA[:-30]])
+MALFORMED = encode_pem("CERTIFICATE", bytes.fromhex("3003020101"))  # PEM of another structure
+
+
+@every_case(
+    "authority",
+    ["", b"", "x", "ü".encode(), read_certificate(tds.CA).der, tds.CA[:-30], MALFORMED],
+)
 def test_peer_ca_of_other_input_is_usage_error(authority: str | bytes) -> None:
     """Other input is rejected, and not read as an empty list."""
     with raises(FormatError, "syntax", "encoding"):

@@ -2,6 +2,7 @@
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +40,13 @@ class AgentWithoutEvents(FakeAgent):
         raise UnsupportedError("hidden", reason="no_app")
 
 
-@pytest.mark.parametrize("kind", [make_fake_td, FakeSnp, FakeAgent, AgentWithoutEvents])
+PLATFORMS = ("azure-snp", "azure-tdx", "gcp-snp", "gcp-tdx", "tpm")  # with a TPM
+GUESTS = [partial(Simulator, platform=platform) for platform in PLATFORMS]
+
+
+@pytest.mark.parametrize("kind", [make_fake_td, FakeSnp, FakeAgent, AgentWithoutEvents, *GUESTS])
 class TestBackends(BackendContract):
-    """The contract for a TD with registers, an SNP guest, and guest agents."""
+    """The contract for a TD with registers, an SNP guest, guest agents, and guests with a TPM."""
 
     @pytest.fixture(autouse=True)
     def _select(self, kind: Callable[[], Backend]) -> None:

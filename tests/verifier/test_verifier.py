@@ -178,6 +178,16 @@ def test_verifier_trust_anchor_pem_or_der_only() -> None:
             Verifier(trust_anchor=anchor)
 
 
+@pytest.mark.parametrize(
+    "argument", ["ak_certificates", "ak_roots", "amd_crls", "snp_certificates"]
+)
+def test_verifier_malformed_certificate_is_usage_error(argument: str) -> None:
+    """A malformed certificate or CRL of the caller is reported at once, and not as evidence's."""
+    options: dict[str, Any] = {argument: [b"rubbish"]}
+    with raises(UsageError, "wrong_value", start=f"{argument}: "):
+        Verifier(**options)
+
+
 def test_verify_report_data_none_must_be_explicit() -> None:
     """`report_data=None` accepts any, and the steps report the missing check."""
     result = intel.verifier().verify(RAW, report_data=None)

@@ -51,11 +51,13 @@ def parse_endpoint(endpoint: str) -> Address:
 def _parse_url(url: str) -> Address:
     from urllib.parse import urlsplit  # imported by http.client as well
 
+    shown = "it has an @" if "@" in url else printable(url)  # a password is not shown
     wrong = UsageError(
-        f"endpoint: must be http(s)://HOST[:PORT][/PATH]: {printable(url)}", reason="wrong_value"
+        f"endpoint: must be http(s)://HOST[:PORT][/PATH], without user or query: {shown}",
+        reason="wrong_value",
     )
     if not url.isascii() or not url.isprintable() or set(" ?#@\\") & set(url):
-        raise wrong  # "@" also: user and password would be shown in errors
+        raise wrong
     try:
         parts = urlsplit(url)
         port = parts.port

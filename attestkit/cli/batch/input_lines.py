@@ -142,8 +142,7 @@ def _entry(number: int, line: bytes, defaults: EntryDefaults) -> BatchEntry:
 def _object(line: bytes) -> dict[str, Any]:
     fields = decode_strictly(line)
     if not isinstance(fields, dict):
-        message = f"must be a JSON object, not {type(fields).__name__}"
-        raise FormatError(message, reason="wrong_type")
+        raise wrong_json_type("request", "a JSON object", fields)
     # A misspelt `report_data` must not disable its check.
     if unknown := sorted(fields.keys() - _MEMBERS):
         known = ", ".join(sorted(_MEMBERS))
@@ -162,7 +161,7 @@ def _id(fields: dict[str, Any], number: int) -> str | int:
         return given
     if isinstance(given, int) and not isinstance(given, bool) and abs(given) < 1 << 53:
         return given
-    message = f"id: must be a string of at most {_LONGEST_ID} characters, or an integer"
+    message = f"id: must be a string of at most {_LONGEST_ID} characters, or an integer under 2^53"
     raise FormatError(message, reason="wrong_type")
 
 

@@ -90,6 +90,7 @@ class FirstUse:
 
         Raises:
             ServiceError: If the file has only other services for the server (reason `identity`).
+            ConfigError: If the file cannot be read or is malformed.
         """
         names = self._read()
         if self._own(names):
@@ -185,7 +186,7 @@ class FirstUse:
         try:
             handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         except OSError as error:
-            raise _unwritable(f"{name}: cannot be written: {error}") from error
+            raise _unwritable(f"{name}: cannot be written: {error.strerror}") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX)
             yield
@@ -213,7 +214,8 @@ class FirstUse:
             reason = _REASONS.get(error.reason, strict_json.config_reason(error))
             raise ConfigError(f"{self._path}: {error}", reason=reason) from error
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-            message = f"{self._path}: cannot be read: {error}"
+            problem = getattr(error, "strerror", None) or error
+            message = f"{self._path}: cannot be read: {problem}"
             raise ConfigError(message, reason="unreadable") from error
 
 
@@ -227,7 +229,7 @@ def read_pins(content: bytes) -> dict[str, str]:
         FormatError: If the content is malformed.
     """
     if len(content) > MAX_FILE:
-        raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes; remove some", reason="too_large")
+        raise FormatError(f"{_WHAT}: over {MAX_FILE} bytes; remove some pins", reason="too_large")
     values = strict_json.read_object(content, _WHAT)
     pins: Any = values.get("pins")
     version = values.get("version")

@@ -50,7 +50,7 @@ def pinned_context(
         webpki: Whether the server's name and certificate chain are verified, too; off for RA-TLS.
 
     Raises:
-        FormatError: If `server_ca` is not PEM.
+        FormatError: If `server_ca` is not PEM, or a certificate in it is malformed.
     """
 
     class Socket(ProvenSocket):
@@ -132,6 +132,9 @@ class _Proven:
 
         Returns:
             The bytes, or with a buffer their number.
+
+        Raises:
+            PeerRefusedError: If the peer is not accepted.
         """
         data = super().read(len, buffer)  # type: ignore[misc] # of the other base
         if self._period is not None:
@@ -142,6 +145,7 @@ class _Proven:
         """Write `data` as the ssl module does, once the peer is accepted; return how many bytes.
 
         Raises:
+            PeerRefusedError: If the peer is not accepted.
             ReconnectError: If `data` begins a request of HTTP/1.1, and the proof has ended.
         """
         self._before_write(data)
@@ -191,7 +195,7 @@ class ProvenSocket(_Proven, AttestedSocket):
             flags: Must be 0, as in the ssl module.
 
         Raises:
-            ReconnectError: As for `write`.
+            PeerRefusedError, ReconnectError: As for `write`.
         """
         self._before_write(data)
         return super().send(data, flags)

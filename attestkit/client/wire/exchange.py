@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from attestkit.client.sealing.protocol import Headers, Opener, SealedRequest, Sealing
 
 MAX_IDENTIFIERS: Final = 4096
-"""Identifiers of one answer that are kept."""
+"""Maximum number of identifiers of one answer that are kept."""
 
 _GAP: Final = 64  # bytes of space around the colon
 _LONGEST: Final = 200  # bytes of an identifier
@@ -71,7 +71,7 @@ MAX_BEGINNING: Final = 1 << 16
 """Bytes of an answer that are kept, in which its identifier is found."""
 
 MAX_AT_ONCE: Final = 1 << 20
-"""Bytes of an answer that is read before the caller gets it: a problem document."""
+"""Maximum size in bytes of an error body that is read before the caller gets the answer."""
 
 _FRAMING: Final = {"content-length", "transfer-encoding"}
 
@@ -200,7 +200,12 @@ class Exchange:
         return data if self._opener is None else self._opener.feed(data)
 
     def finish(self) -> bytes:
-        """Record the end of the answer's body, and return the remaining bytes for the caller."""
+        """Record the end of the answer's body, and return the remaining bytes for the caller.
+
+        Raises:
+            ServiceError: If an encrypted answer is incomplete, or the server answers that it lacks
+                the key (SealingKeyError).
+        """
         rest = b"" if self._opener is None else self._opener.finish()
         self.record.ended()
         return rest

@@ -117,13 +117,25 @@ def client_options(url: str, transport: object, options: dict[str, Any]) -> dict
         UsageError: If an option would bypass the transport's connections, such as `proxy`.
     """
     if refused := sorted(_OF_CONNECTIONS & options.keys()):
-        message = f"{refused[0]}: must be left out, as it affects connections; see connect()"
+        message = f"{refused[0]}: must be left out; pass proxy= or server_ca= to connect()"
         raise UsageError(message, reason="conflict")
     return {"base_url": url, **options, "transport": transport, "trust_env": False}
 
 
 class PoolOptions:
-    """Makes the connection pools of a transport, whose options (proxy, limits) it checks."""
+    """Makes the connection pools of a transport.
+
+    Args:
+        library: httpx or httpx2.
+        server_verifier: Verifier of the server.
+        context: SSLContext of connections to the server.
+        proxy: URL of a proxy (http, https, socks5 or socks5h), or Proxy of the library; None:
+            direct connections.
+        limits: Limits of the library; None: 100 connections, of which 20 may be idle.
+
+    Raises:
+        UsageError: If the URL of the proxy is not valid, or SOCKS needs a package that is missing.
+    """
 
     def __init__(
         self,

@@ -36,7 +36,14 @@ class ConnectionRefusal(Exception):  # noqa: N818 - carries another error
 
 
 class ProvenOrigin:
-    """The only server to which a backend opens streams, and what verifies it."""
+    """The only server to which a backend opens streams, with the verifier of that server.
+
+    Args:
+        server_verifier: Verifier of the server.
+        context: SSLContext of connections to the server; any other is for TLS to a proxy.
+        httpcore: httpcore or httpcore2.
+        proxied: Whether connections go through a proxy, which gets data (CONNECT) before TLS.
+    """
 
     def __init__(
         self,
@@ -181,6 +188,7 @@ class ProvenStream(_Delegating):
 
         Raises:
             ReconnectError: If they begin a request after the proof has ended.
+            ConnectionError: If TLS was not started, and the stream is not to a proxy.
         """
         self._before_write(buffer)
         self._inner.write(buffer, timeout)
@@ -237,6 +245,7 @@ class AsyncProvenStream(_Delegating):
 
         Raises:
             ReconnectError: If they begin a request after the proof has ended.
+            ConnectionError: If TLS was not started, and the stream is not to a proxy.
         """
         self._before_write(buffer)
         await self._inner.write(buffer, timeout)
@@ -279,7 +288,11 @@ class ProvingBackend:
         self._origin, self._inner = origin, httpcore.SyncBackend()
 
     def connect_tcp(self, *arguments: Any, **options: Any) -> ProvenStream:  # as httpcore has them
-        """Return a stream to the server or a proxy; arguments are those of httpcore's backends."""
+        """Return a stream to the server or a proxy; arguments are those of httpcore's backends.
+
+        Raises:
+            ConnectionRefusal: If the endpoint is closed, or the server was refused shortly before.
+        """
         self._origin.check_open()
         return ProvenStream(self._inner.connect_tcp(*arguments, **options), self._origin)
 
@@ -295,7 +308,11 @@ class AsyncProvingBackend:
         self._origin, self._inner = origin, httpcore.AnyIOBackend()
 
     async def connect_tcp(self, *arguments: Any, **options: Any) -> AsyncProvenStream:
-        """Return a stream to the server or a proxy; arguments are those of httpcore's backends."""
+        """Return a stream to the server or a proxy; arguments are those of httpcore's backends.
+
+        Raises:
+            ConnectionRefusal: As `ProvingBackend.connect_tcp`.
+        """
         self._origin.check_open()
         stream = await self._inner.connect_tcp(*arguments, **options)
         return AsyncProvenStream(stream, self._origin)

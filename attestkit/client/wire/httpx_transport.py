@@ -265,7 +265,14 @@ class BlockingTransport(ProvenTransport):
     calls: ClassVar[steps.Calls] = steps.BLOCKING
 
     def handle_request(self, request: Any) -> Any:
-        """Send a Request of the HTTP library to the attested server, and return its Response."""
+        """Send a Request of the HTTP library to the attested server, and return its Response.
+
+        Raises:
+            UsageError: If the URL is not `https://`.
+            ServiceError: If the URL is not at the endpoint's server, or the request cannot be
+                encrypted.
+            PeerRefusedError: If the server's evidence is not accepted.
+        """
         return steps.finish(self._handle(request))
 
     def close(self) -> None:
@@ -300,7 +307,11 @@ class AsyncTransport(ProvenTransport):
     calls: ClassVar[steps.Calls] = steps.AWAITED
 
     async def handle_async_request(self, request: Any) -> Any:
-        """Send a request as `BlockingTransport.handle_request` does."""
+        """Send a request as `BlockingTransport.handle_request` does.
+
+        Raises:
+            UsageError: If the event loop is not of asyncio; other errors are those of that method.
+        """
         try:
             asyncio.get_running_loop()
         except RuntimeError as error:

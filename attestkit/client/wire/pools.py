@@ -95,7 +95,10 @@ class PoolSet(Generic[P]):
         call_now_and_after_fork(self._forget_parent)
 
     def acquire(self) -> tuple[PoolLease[P], list[P]]:
-        """Return the pool for a new request, to be passed to `release`, and the pools to close."""
+        """Return the lease of a pool for a new request, and the pools to close.
+
+        The caller passes the lease to `release` when the request has ended.
+        """
         now = period(self._server_verifier)
         with self._lock:
             idle = []
@@ -110,7 +113,7 @@ class PoolSet(Generic[P]):
         """Note the end of a request; return the pools to close.
 
         Args:
-            lease: The pool that `acquire` returned for the request.
+            lease: The lease that `acquire` returned for the request.
             retire: Whether `acquire` must not return this pool again.
         """
         with self._lock:

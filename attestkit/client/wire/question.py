@@ -58,7 +58,7 @@ def request_evidence(
             (`connection`), or the time is up (`timeout`).
         FormatError: If the answer is not HTTP/1.1, is encoded, over `limit`, or followed by more
             bytes.
-        UsageError: If h11 is not installed, or the target is not valid.
+        UsageError: If h11 is not installed, or the target or a header is not valid.
     """
     with needs_extra("connect", "client"):
         import h11
@@ -100,7 +100,7 @@ def _encode(
         )
         sent = connection.send(request), connection.send(h11.EndOfMessage())
     except (h11.LocalProtocolError, UnicodeEncodeError) as error:
-        message = "request for evidence: target and headers must be valid ASCII"
+        message = "request for evidence: target and headers must be valid in HTTP/1.1, and ASCII"
         raise UsageError(message, reason="encoding") from error
     return b"".join(part or b"" for part in sent)
 

@@ -216,7 +216,8 @@ class ConnectionVerifier(Protocol):
         """Return the steps that verify the server of a new connection, after its TLS handshake.
 
         The generator raises PeerRefusedError if the evidence is not accepted, or does not name the
-        key of the connection.
+        key of the connection; UsageError if the endpoint is closed, or an argument of `connect` is
+        not valid for the service; ConfigError if the file of first-use pins cannot be used.
         """
         ...
 
@@ -265,6 +266,7 @@ def drive(steps: Steps, channel: Channel | None = None) -> None:
         PeerRefusedError: If the evidence is not accepted; no request may be sent.
         ReconnectError: If the evidence is accepted, but the server closes this connection after it:
             open another one for the request.
+        OSError: If the connection is lost.
     """
     finish(drive_steps(steps, channel, BLOCKING))
 

@@ -29,7 +29,7 @@ def tls_context(server_ca: str | bytes | None = None, *, webpki: bool = True) ->
             certificates are self-issued.
 
     Raises:
-        FormatError: If `server_ca` is not PEM.
+        FormatError: If `server_ca` is not PEM, or a certificate in it is malformed.
     """
     # Not create_default_context, which writes keys to SSLKEYLOGFILE.
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)

@@ -183,7 +183,7 @@ def verify_ear(
         leeway: Tolerance for clock differences, 0 to 300 seconds.
 
     Raises:
-        FormatError: If `token` is not an EAR.
+        FormatError: If `token` is too large or not an EAR, or its claims are malformed.
         SignatureError: If the signature is not valid (`ear_bad_signature`), or a header parameter
             is not supported or not that of `key` (`ear_bad_header`).
         VerificationError: If the EAR is not the expected one (`ear_profile`, `ear_expired`,
@@ -274,8 +274,8 @@ def _issue_time(result: AttestationResult, now: datetime | None, lifetime: timed
             "the bundle at the current time to sign the result",
             reason="conflict",
         )
-    verified = _seconds(result.verified_at)
-    issued = verified if now is None else _seconds(now)
+    verified = _seconds("verified_at", result.verified_at)
+    issued = verified if now is None else _seconds("now", now)
     if issued + lifetime // _SECOND > LAST_SECOND:
         message = "lifetime: the EAR would expire after the year 9999"
         raise UsageError(message, reason="out_of_range")
@@ -369,9 +369,9 @@ def _check_time(ear: Ear, now: datetime, leeway: timedelta) -> None:
         )
 
 
-def _seconds(moment: datetime) -> int:
-    require_time_zone("now", moment)
+def _seconds(name: str, moment: datetime) -> int:
+    require_time_zone(name, moment)
     seconds = (moment - EPOCH) // _SECOND
     if seconds < 0:
-        raise UsageError("now: must not be before the year 1970", reason="out_of_range")
+        raise UsageError(f"{name}: must not be before the year 1970", reason="out_of_range")
     return seconds

@@ -335,7 +335,7 @@ def test_run_without_user_namespaces_names_the_setting() -> None:
     done = execute(*unshare, "sh", "-euc", script, "sh", *RUN, "--", "true")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr == (
-        "attestkit: user namespace: cannot be created; raise the limit, "
+        "attestkit: user or mount namespace: cannot be created; raise the limit, "
         "sysctl -w user.max_user_namespaces=15000, or run as root\n"
     )
 

@@ -183,7 +183,7 @@ def test_nitro_leaf_must_be_valid_signing_certificate() -> None:
         assert error.reason == "cert_not_authority"
     leaf = aws.certificate("enclave", "zone", authority=False, curve=ec.SECP256R1)
     error = get_rejection(replace_chain(*aws.chain(), leaf=leaf))
-    assert (error.reason, "not P-384" in str(error)) == ("document_bad_signature", True)
+    assert (error.reason, "must be P-384" in str(error)) == ("document_bad_signature", True)
     expired = aws.certificate("enclave", "zone", authority=False, valid_until=aws.NOW - aws.DAY / 2)
     assert isinstance(
         get_rejection(replace_chain(*aws.chain(), leaf=expired)), CollateralExpiredError

@@ -89,7 +89,7 @@ class AkPath(NamedTuple):
         return self.certificates[0][1]
 
     def is_valid_at(self, now: datetime) -> bool:
-        """Return whether all certificates are valid at a time."""
+        """Return whether all certificates are valid at `now`, which has a time zone."""
         return all(one.valid_from <= now <= one.valid_until for _, one in self.certificates)
 
     @property
@@ -224,9 +224,10 @@ def _verified(
 
 
 def _missing(name: str, certificate: PathCertificate) -> IssuerMissingError:
-    issuer = shown(_common_name(certificate.issuer)) or "its issuer"
+    common_name = _common_name(certificate.issuer)
+    issuer = f"its issuer, {shown(common_name)}," if common_name else "its issuer"
     return IssuerMissingError(
-        f"{name}: the certificate of its issuer, {issuer}, is missing, and the certificate is not "
+        f"{name}: the certificate of {issuer} is missing, and the certificate is not "
         "a trusted root; pass the issuer's in ak_certificates, or let the verifier fetch it",
         certificate,
     )
@@ -241,7 +242,7 @@ def _may_issue(authority: PathCertificate, certificate: PathCertificate) -> bool
 
 
 def authority_key_id(certificate: PathCertificate) -> bytes | None:
-    """Return the key identifier of the issuer; None without it. SignatureError if malformed."""
+    """Return the issuer's key id in a certificate; None without. SignatureError if malformed."""
     return read_authority_key_id(certificate.extensions)
 
 
@@ -299,7 +300,7 @@ def _check_usage(named: tuple[str, PathCertificate], usages: frozenset[str]) -> 
 
 
 def name_of(certificate: PathCertificate) -> str:
-    """Return the common name of the subject, for errors; or an empty string."""
+    """Return the common name of the subject in quotes, for errors; `''` without one."""
     return shown(_common_name(certificate.subject))
 
 

@@ -19,6 +19,7 @@ from attestkit.backends.simulator.service_response import (
     content_response,
     json_response,
 )
+from attestkit.errors import FormatError
 
 if TYPE_CHECKING:
     from http.server import BaseHTTPRequestHandler
@@ -41,7 +42,7 @@ _JSON: Final = "application/json; charset=utf-8"
 
 
 Respond: TypeAlias = Callable[[str, str, Mapping[str, str], bytes], ServiceResponse]
-"""Returns the response for method, target, headers with lower-case names and body."""
+"""Returns the response for HTTP method, path with query, headers by lower-case name, and body."""
 
 
 class SimulatedImds:
@@ -64,7 +65,10 @@ class SimulatedImds:
     def handle(
         self, method: str, target: str, headers: Mapping[str, str], body: bytes = b""
     ) -> ServiceResponse:
-        """Return the response to a request.
+        """Return the response to a request; its status is 400 to 415 if the request is not valid.
+
+        Requests are POST of TD_QUOTE_PATH, and GET of CERTIFICATION_PATH and LOCATION_PATH (the
+        region). Of the function `quote`, a FormatError is status 400.
 
         Args:
             method: HTTP method.
@@ -95,7 +99,10 @@ class SimulatedImds:
             return _error(404, "Not found")
         if (report := _read_report(body)) is None:
             return _error(400, "Bad request. The report is not valid")
-        quote = urlsafe_b64encode(self._quote(report)).rstrip(b"=").decode()
+        try:
+            quote = urlsafe_b64encode(self._quote(report)).rstrip(b"=").decode()
+        except FormatError:  # not a report of this machine
+            return _error(400, "Bad request. The report is not valid")
         return json_response({"quote": quote}, content_type=_JSON)
 
     def _amd_certification(self) -> ServiceResponse:

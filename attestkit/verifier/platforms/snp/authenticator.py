@@ -16,6 +16,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
+from attestkit._argument_checks import name_argument
 from attestkit._crypto.p384 import P384PublicKey
 from attestkit._crypto.x509.cert_path import VENDOR_RULES, read_path_certificate
 from attestkit._crypto.x509.crl import AmdCrl, check_crl_signature, read_amd_crls
@@ -156,11 +157,14 @@ class Snp:
                 required.
 
         Raises:
-            FormatError: If an anchor, certificate or CRL is malformed.
+            FormatError: If the anchor is malformed.
+            UsageError: If a certificate or CRL is malformed.
         """
         self._anchor = None if trust_anchor is None else read_path_certificate(trust_anchor)
-        self._endorsements = read_endorsements(certificates)
-        self._revocation = SnpRevocation(crls)
+        self._endorsements = name_argument(
+            "snp_certificates", lambda: read_endorsements(certificates)
+        )
+        self._revocation = name_argument("amd_crls", lambda: SnpRevocation(crls))
         self._cache = ChainCache(2 * _CHIPS)
         # The same for the same bytes: keys of valid paths, and certificates of authentic evidence.
         self._keys = BoundedCache[bytes, P384PublicKey](_CHIPS)

@@ -11,6 +11,7 @@ from datetime import datetime
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
+from attestkit._argument_checks import name_argument
 from attestkit._crypto.pem import CERTIFICATE_LABEL, CRL_LABEL, split_der_or_pem
 from attestkit._crypto.x509.ak_certificates.crl import (
     RevocationFacts,
@@ -43,7 +44,6 @@ from attestkit.errors import (
     CollateralExpiredError,
     FormatError,
     SignatureError,
-    UsageError,
 )
 from attestkit.verifier.chain_cache import ChainCache, root_key
 from attestkit.verifier.claims import ANOTHER_ROOT
@@ -133,9 +133,9 @@ class AkChains:
         else:
             built_in = map(read_path_certificate, google_roots())
             self.google = tuple(zip(_GOOGLE_NAMES, built_in, strict=True))
-        named = _argument("ak_roots", lambda: _read_roots(roots))
+        named = name_argument("ak_roots", lambda: _read_roots(roots))
         self.others: Roots = tuple([("a root of ak_roots", root) for root in named])
-        self._given = _argument("ak_certificates", lambda: _Issuers.read(certificates))
+        self._given = name_argument("ak_certificates", lambda: _Issuers.read(certificates))
         self._of_evidence = _Issuers()
         self._fetched_before: tuple[SignedCrl, ...] = ()  # of a verifier of bundles
         self._fetcher = fetcher
@@ -446,17 +446,9 @@ def _fetched(body: bytes, what: str, read: Callable[[bytes], _Read]) -> _Read:
         [der] = _split(body)
         return read(der)
     except (FormatError, ValueError) as error:  # ValueError: several blocks of PEM
-        message = f"fetched {what} of an issuer: malformed: {error}; try again"
+        message = f"fetched {what} of an issuer: malformed, or more than one; try again"
         reason: CollateralReason = "crl_malformed" if what == "CRL" else "cert_malformed"
         raise CollateralError(message, reason=reason) from error
-
-
-def _argument(name: str, read: Callable[[], _Read]) -> _Read:
-    """Return `read()`; a FormatError becomes a UsageError about the argument `name`."""
-    try:
-        return read()
-    except FormatError as error:
-        raise UsageError(f"{name}: {error}", reason="wrong_value") from error
 
 
 def _read_roots(blobs: Iterable[bytes]) -> list[PathCertificate]:

@@ -13,7 +13,7 @@ from contextlib import ExitStack, closing
 import pytest
 
 from attestkit.backends.simulator import Simulator
-from attestkit.backends.simulator.clouds.azure import AzureSnpSimulator
+from attestkit.backends.simulator.clouds.azure import AzureSnpSimulator, AzureTdxSimulator
 from attestkit.backends.simulator.clouds.imds import (
     CERTIFICATION_PATH,
     LOCATION_PATH,
@@ -72,6 +72,17 @@ def test_unacceptable_request_for_quote_is_refused(
 ) -> None:
     """Requests that the real service is known to refuse are refused."""
     assert tdx().handle(method, TD_QUOTE_PATH, headers, body).status == status
+
+
+def test_td_report_of_another_machine_is_refused() -> None:
+    """A report without a MAC of this machine is status 400."""
+    simulator = Simulator(platform="azure-tdx")
+    assert isinstance(simulator, AzureTdxSimulator)
+    with closing(simulator):
+        response = simulator.metadata_service(
+            "POST", TD_QUOTE_PATH, JSON, quote_request(bytes(1024))
+        )
+    assert response.status == 400
 
 
 def test_certificates_of_snp_vm_are_returned() -> None:

@@ -13,6 +13,7 @@ from attestkit.errors import (
     FormatError,
     SignatureError,
     UnsupportedError,
+    UsageError,
     VerificationError,
 )
 from attestkit.verifier import Verifier
@@ -226,7 +227,7 @@ def test_snp_chain_unsupported_processor_is_named() -> None:
 
 
 def test_snp_chain_malformed_certificates_are_rejected() -> None:
-    """Invalid certificates in evidence are rejected; the caller's raise FormatError."""
+    """Invalid certificates in evidence are rejected; the caller's raise UsageError."""
     no_chip = {k: v for k, v in amd.extensions().items() if k != "4"}
     longer = encode_pem("CERTIFICATE", amd.vcek() + b"\0").encode()
     for chain in (
@@ -239,7 +240,7 @@ def test_snp_chain_malformed_certificates_are_rejected() -> None:
     ):
         assert get_rejection(amd.evidence(chain=chain)).reason == "cert_malformed"
     for wrong in (b"neither", b"\x30\x00"):
-        with pytest.raises(FormatError):
+        with raises(UsageError, "wrong_value", part="snp_certificates"):
             Snp(certificates=[wrong])
         with pytest.raises(FormatError):
             Snp(wrong)
@@ -258,5 +259,5 @@ def test_snp_chain_non_canonical_base64_is_rejected() -> None:
     Snp(anchor, certificates=[good.encode()]).authenticate(
         amd.evidence(chain=(amd.ask(),)), amd.NOW
     )
-    with raises(FormatError, "not_canonical"):
+    with raises(UsageError, "wrong_value"):
         Snp(anchor, certificates=[bad.encode()])

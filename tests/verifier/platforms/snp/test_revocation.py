@@ -155,7 +155,7 @@ def test_list_must_be_signed_by_the_root() -> None:
 
 def test_malformed_list_is_an_error() -> None:
     """A list that is not one is an error before any evidence is verified."""
-    with raises(FormatError, "syntax"):
+    with raises(UsageError, "wrong_value", part="amd_crls"):
         Snp(crls=[b"nothing"])
 
 

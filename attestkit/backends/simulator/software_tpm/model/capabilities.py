@@ -43,7 +43,11 @@ _PCR_PROPERTIES: Final = {
 
 
 def answer_capability(call: CommandCall, commands: Iterable[int]) -> CommandReply:
-    """Answer TPM2_GetCapability; `commands` are the attributes (TPMA_CC) of all commands."""
+    """Answer TPM2_GetCapability; `commands` are the attributes (TPMA_CC) of all commands.
+
+    Raises:
+        TpmResponseError: If the parameters are malformed, or the capability is not supported.
+    """
     reader = call.reader
     what = reader.next().u32()
     if what not in _CAPABILITIES:

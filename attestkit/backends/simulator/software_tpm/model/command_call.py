@@ -44,7 +44,7 @@ class CommandDefinition(NamedTuple):
     role: int = READ  # use for which a password must be valid
     changes_nv: bool = False
     returns_handle: bool = False
-    takes_session: bool = True  # False: no authorization area, not even an empty one
+    takes_session: bool = True  # whether it may have an authorization area
 
     @property
     def attributes(self) -> int:

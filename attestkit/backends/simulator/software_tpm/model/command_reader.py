@@ -53,7 +53,8 @@ def session_error(code: int, number: int) -> TpmResponseError:
 class CommandReader:
     """Cursor over the parameters in `data`, big-endian, from the byte `at`.
 
-    Errors are TpmResponseErrors with the parameter's number, to which `next` has counted.
+    Methods that read raise TpmResponseError if the data end too early, or a size or value is not
+    valid; it names the parameter to which `next` has counted.
     """
 
     __slots__ = ("at", "data", "number")
@@ -73,7 +74,7 @@ class CommandReader:
         return parameter_error(code, self.number)
 
     def take(self, size: int) -> bytes:
-        """Read exactly `size` bytes."""
+        """Read exactly `size` bytes; TpmResponseError if fewer are left."""
         end = self.at + size
         if end > len(self.data):
             raise self.error(codes.RC_INSUFFICIENT)
@@ -98,14 +99,17 @@ class CommandReader:
         return int.from_bytes(self.take(8), "big")
 
     def sized(self, largest: int) -> bytes:
-        """Read a TPM2B of at most `largest` bytes; return its content."""
+        """Read a TPM2B; return its content. TpmResponseError if that has over `largest` bytes."""
         size = self.u16()
         if size > largest:
             raise self.error(codes.RC_SIZE)
         return self.take(size)
 
     def sized_structure(self, read: Callable[["CommandReader"], _T]) -> _T:
-        """Read a TPM2B by `read`, which must read exactly as many bytes as its size field says."""
+        """Read the content of a TPM2B by `read`; return its result.
+
+        TpmResponseError if the size field is zero, or `read` reads fewer or more bytes than that.
+        """
         size = self.u16()
         start = self.at
         if not size:
@@ -145,7 +149,7 @@ class CommandReader:
         return found
 
     def finish(self) -> None:
-        """Check that no bytes follow the parameters."""
+        """Raise TpmResponseError if bytes follow the parameters that were read."""
         if self.at != len(self.data):
             raise TpmResponseError(codes.RC_SIZE)
 

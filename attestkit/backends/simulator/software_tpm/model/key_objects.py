@@ -38,7 +38,7 @@ class PrimaryKey(NamedTuple):
 
     @property
     def qualified_name(self) -> bytes:
-        """The qualified name, which is the signer of quotes."""
+        """The qualified name (hash and digest), by which quotes identify their signer."""
         return self.public.qualified_name(self.hierarchy)
 
 
@@ -72,11 +72,14 @@ class PrimaryKeys:
         return hkdf_sha256(seed, b"hierarchy/" + command_reader.u32(hierarchy), 32, _SALT)
 
     def create(self, hierarchy: int, template: TpmtPublic, data: bytes, auth: bytes) -> PrimaryKey:
-        """Return the key of a template: the same each time.
+        """Return the key of a template, not loaded: equal arguments give the same key.
+
+        In the null hierarchy, they do until the next reset.
 
         Args:
             hierarchy: Handle of the hierarchy.
-            template: Public area, whose unique field is a part of the derivation.
+            template: Public area, as `check_template` accepts it; all of it, with its unique field,
+                is a part of the derivation.
             data: The caller's sensitive data, another part of the derivation.
             auth: The key's password.
         """
@@ -86,7 +89,7 @@ class PrimaryKeys:
     def restore(
         self, hierarchy: int, template: TpmtPublic, origin: bytes, auth: bytes
     ) -> PrimaryKey:
-        """Return the key of a template whose seed is derived from `origin`.
+        """Return the key of a template, not loaded, whose seed is derived from `origin`.
 
         Args:
             hierarchy: Handle of the hierarchy, whose seed is the secret of the derivation.
@@ -118,7 +121,7 @@ class PrimaryKeys:
         raise command_reader.TpmResponseError(codes.RC_OBJECT_MEMORY)
 
     def load(self, key: PrimaryKey) -> int:
-        """Put a key into a transient slot; return its handle."""
+        """Put a key into a transient slot; return its handle. TpmResponseError if none is free."""
         handle = self.require_slot()
         self.transient[handle] = key
         return handle

@@ -64,14 +64,15 @@ class Sessions:
         raise command_reader.TpmResponseError(RC_SESSION_HANDLES)
 
     def save(self, handle: int, number: int) -> None:
-        """Unload the session `handle`; `number` is that of the context that it is saved in."""
+        """Unload the loaded session `handle`; `number` is that of the context with its state."""
         self.saved[handle] = number, self.loaded.pop(handle)
 
     def load(self, handle: int, number: int) -> None:
         """Load the saved session `handle` again, from the context `number`.
 
         Raises:
-            TpmResponseError: If that is not the last context in which the session was saved.
+            TpmResponseError: If that is not the last context in which the session was saved, or too
+                many sessions are loaded.
         """
         found = self.saved.get(handle)
         if found is None or found[0] != number:

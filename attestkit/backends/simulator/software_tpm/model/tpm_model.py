@@ -152,7 +152,7 @@ class TpmModel:
     def provision_pcr(self, pcr: int, digests: dict[str, bytes]) -> None:
         """Extend PCR number `pcr` in each bank of `digests`, as firmware does at any locality.
 
-        Banks that are not allocated are left out, as by firmware.
+        `digests` are by bank, such as "sha256"; banks that are not allocated are left out.
 
         Raises:
             UsageError: If the PCR is unknown, or a digest does not have its bank's size.
@@ -183,7 +183,11 @@ class TpmModel:
             return self._state.keys.create(hierarchy, template, b"", b"").public
 
     def owns(self, handle: int) -> bool:
-        """Return whether an NV index, key or session with this handle exists here."""
+        """Return whether a handle belongs to this TPM.
+
+        It does if it is of an NV index or persistent key that exists, or in the range for transient
+        keys and sessions, whether it exists or not.
+        """
         state = self._state
         places = (state.nv.indices, state.keys.transient, state.keys.persistent)
         with self._lock:
@@ -255,6 +259,8 @@ class TpmModel:
             if command.authorized:
                 raise TpmResponseError(codes.RC_AUTH_MISSING)
             return []
+        if not command.takes_session:
+            raise TpmResponseError(codes.RC_AUTH_CONTEXT)
         given = read_authorizations(reader, self._state)
         checked = AuthorizedCommand(command.code, entities, command.authorized, command.role)
         return check_authorizations(self._state, checked, given, reader.data[reader.at :])

@@ -86,7 +86,7 @@ class PcrBanks:
                 self.updates += 1
 
     def reset(self, pcr: int) -> None:
-        """Set a PCR to zeros in all banks."""
+        """Set PCR number `pcr` to zeros in all banks."""
         for bank, values in self.values.items():
             values[pcr] = bytes(hash_size(bank))
 
@@ -108,7 +108,7 @@ class PcrBanks:
         return found, values
 
     def digest(self, selections: list[Selection], hash_name: str) -> bytes:
-        """Return the digest, by the hash `hash_name`, of the values of all selected PCRs."""
+        """Return the digest, by the hash `hash_name`, of the joined values of all selected PCRs."""
         _, values = self.read(selections, len(selections) * PCR_COUNT)
         return compute_digest(hash_name, b"".join(values))
 
@@ -172,7 +172,11 @@ class NvStorage:
 
 
 def read_nv_public(reader: CommandReader, largest: int) -> NvIndex:
-    """Read TPMS_NV_PUBLIC of an index of at most `largest` bytes; return a new, undefined index."""
+    """Read TPMS_NV_PUBLIC of an index of at most `largest` bytes; return a new, undefined index.
+
+    Raises:
+        TpmResponseError: If it is malformed, or the index is larger.
+    """
     index = reader.u32()
     if not handles.FIRST_NV_INDEX <= index <= handles.LAST_NV_INDEX:
         raise reader.error(codes.RC_VALUE)
@@ -272,13 +276,13 @@ class TpmState:
 
     @property
     def locked_out(self) -> bool:
-        """Whether there were too many wrong passwords."""
+        """Whether there were 3 wrong passwords in the last 1000 s."""
         self._failures = [at for at in self._failures if self._clock() - at < _RECOVERY_S]
         return len(self._failures) >= _MOST_FAILURES
 
     @property
     def failures(self) -> int:
-        """Number of wrong passwords that count for the lockout."""
+        """Number of wrong passwords that count; `locked_out` forgets those of over 1000 s ago."""
         return len(self._failures)
 
     def count_failure(self) -> None:

@@ -52,7 +52,7 @@ _LOCALITY_0: Final = b"\1"
 
 
 def run_create_primary(call: CommandCall) -> CommandReply:
-    """Run TPM2_CreatePrimary."""
+    """Run TPM2_CreatePrimary: derive the key of a template from the seed, and load it."""
     reader = call.reader
     auth, data = reader.next().sized_structure(_read_sensitive)
     found = reader.next().sized_structure(read_template)
@@ -147,7 +147,7 @@ def run_evict_control(call: CommandCall) -> CommandReply:
 
 
 def run_quote(call: CommandCall) -> CommandReply:
-    """Run TPM2_Quote."""
+    """Run TPM2_Quote: sign PCR digest and qualifying data by a key that can sign."""
     reader = call.reader
     extra_data = reader.next().sized(LARGEST_DATA)
     wanted = _read_scheme(reader.next())
@@ -241,7 +241,7 @@ _MAC_SIZE: Final = 64
 
 
 def run_start_auth_session(call: CommandCall) -> CommandReply:
-    """Run TPM2_StartAuthSession of an HMAC session."""
+    """Run TPM2_StartAuthSession of an HMAC session; policy and trial sessions are refused."""
     reader = call.reader
     nonce = reader.next().sized(alg.LARGEST_DIGEST)
     salt = reader.next().sized(_LARGEST_SECRET)
@@ -324,7 +324,7 @@ def run_flush_context(call: CommandCall) -> CommandReply:
 
 
 def run_context_save(call: CommandCall) -> CommandReply:
-    """Run TPM2_ContextSave: a session is unloaded, a key stays."""
+    """Run TPM2_ContextSave: a session is unloaded, a key stays loaded."""
     call.reader.finish()
     state = call.state
     entity = call.entities[0]
@@ -355,7 +355,7 @@ def _context_mac(state: TpmState, head: bytes, content: bytes) -> bytes:
 
 
 def run_context_load(call: CommandCall) -> CommandReply:
-    """Run TPM2_ContextLoad."""
+    """Run TPM2_ContextLoad: load the key or session of a context that was saved since the reset."""
     reader = call.reader.next()
     start = reader.at
     number, handle = reader.u64(), reader.u32()

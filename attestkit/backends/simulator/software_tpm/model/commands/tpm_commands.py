@@ -40,7 +40,7 @@ def run_startup(call: CommandCall) -> CommandReply:
 
 
 def run_shutdown(call: CommandCall) -> CommandReply:
-    """Run TPM2_Shutdown: nothing to save."""
+    """Run TPM2_Shutdown: check the parameter; nothing is saved."""
     if call.reader.next().u16() not in (_CLEAR, _STATE):
         raise call.reader.error(codes.RC_VALUE)
     call.reader.finish()
@@ -56,14 +56,14 @@ def run_self_test(call: CommandCall) -> CommandReply:
 
 
 def run_get_random(call: CommandCall) -> CommandReply:
-    """Run TPM2_GetRandom."""
+    """Run TPM2_GetRandom: at most 64 bytes."""
     count = call.reader.next().u16()
     call.reader.finish()
     return CommandReply(encode_sized(call.state.random(min(count, _LARGEST_RANDOM))))
 
 
 def encode_clock(state: tpm_state.TpmState) -> bytes:
-    """Return TPMS_CLOCK_INFO, with `safe` set, as nothing sets the clock back."""
+    """Return TPMS_CLOCK_INFO, 17 bytes, with `safe` set, as nothing sets the clock back."""
     return u64(state.clock_ms) + u32(state.reset_count) + u32(state.restart_count) + b"\1"
 
 
@@ -84,7 +84,7 @@ def run_pcr_read(call: CommandCall) -> CommandReply:
 
 
 def run_pcr_extend(call: CommandCall) -> CommandReply:
-    """Run TPM2_PCR_Extend, at locality 0."""
+    """Run TPM2_PCR_Extend, at locality 0: PCR 17 to 22 are refused, the null handle is ignored."""
     digests = call.reader.next().tagged_digests()
     call.reader.finish()
     pcr = call.entities[0].handle
@@ -97,7 +97,7 @@ def run_pcr_extend(call: CommandCall) -> CommandReply:
 
 
 def run_pcr_reset(call: CommandCall) -> CommandReply:
-    """Run TPM2_PCR_Reset, at locality 0."""
+    """Run TPM2_PCR_Reset, at locality 0: PCR 16 or 23 is set to zeros, others are refused."""
     call.reader.finish()
     pcr = call.entities[0].handle
     if pcr not in (tpm_state.DEBUG_PCR, tpm_state.APPLICATION_PCR):
@@ -112,7 +112,7 @@ _SET_BY_THE_TPM: Final = nv.WRITTEN | nv.WRITE_LOCKED | nv.READ_LOCKED
 
 
 def run_nv_define_space(call: CommandCall) -> CommandReply:
-    """Run TPM2_NV_DefineSpace of an ordinary index."""
+    """Run TPM2_NV_DefineSpace of an ordinary index: counters, bit fields and others are refused."""
     reader = call.reader
     auth = reader.next().sized(LARGEST_DIGEST).rstrip(b"\0")
     index = reader.next().sized_structure(
