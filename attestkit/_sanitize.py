@@ -19,8 +19,9 @@ def shown(value: object, most: int = _MOST) -> str:
 
     Args:
         value: Untrusted value. An integer of more than 64 bits is not written out, which Python
-            refuses above 4,300 digits; of a value of another type, the type's name is returned.
-        most: Maximum number of characters of a text; the rest is cut.
+            refuses above 4,300 digits: "a number of over 64 bits" is returned. Of a value that is
+            neither text nor a number, the name of the type is returned.
+        most: Maximum number of characters of a text; dots after the quotes replace the rest.
     """
     if isinstance(value, str):
         return repr(value) if len(value) <= most else f"{value[:most]!r}..."
@@ -56,9 +57,10 @@ def one_line(text: str, most: int) -> str:
 
 
 def printable(text: str, most: int | None = None) -> str:
-    """Return text with unprintable characters escaped, cut to `most` characters.
+    """Return text with unprintable characters escaped, cut to `most` characters (None: not cut).
 
-    Unprintable characters include control characters and bidirectional control characters.
+    Its full length is appended to a text that is cut. Unprintable characters include control
+    characters and bidirectional control characters.
     """
     cut = text
     if most is not None and len(text) > most:
@@ -69,5 +71,5 @@ def printable(text: str, most: int | None = None) -> str:
 
 
 def without_hex(text: str) -> str:
-    """Return text without runs of 32 or more hex digits, which may be a misplaced seed."""
+    """Return text with `<hex, not shown>` for each run of 32 or more hex digits: maybe a seed."""
     return _SECRET.sub("<hex, not shown>", text)

@@ -35,6 +35,9 @@ class AsyncAttester(Generic[B_co]):
 
     A cancelled call returns at once, while the device finishes an operation in progress: an event
     is emitted completely or, if its operation had not started, not at all.
+
+    Await the object before you use its properties or `verifier`: before that, and after `close`,
+    these raise UsageError. Calls of coroutines open the TEE if needed.
     """
 
     def __init__(self, blocks: Callable[[], bool], make: Callable[[], Attester[B_co]]) -> None:
@@ -59,7 +62,11 @@ class AsyncAttester(Generic[B_co]):
     # -- opening and closing -------------------------------------------------------------------
 
     def __await__(self) -> "Generator[object, None, AsyncAttester[B_co]]":
-        """Open the TEE, and return this object."""
+        """Open the TEE, if that was not done, and return this object.
+
+        Raises:
+            AttestKitError: As for `attestkit.open`; UsageError also after `close`.
+        """
         return self.__aenter__().__await__()
 
     async def __aenter__(self) -> "AsyncAttester[B_co]":
@@ -188,7 +195,11 @@ class AsyncAttester(Generic[B_co]):
     @property
     def _opened(self) -> "Attester[B_co]":
         if self._attester is None:
-            raise UsageError("AsyncAttester: not open; await it first", reason="closed")
+            raise UsageError(
+                "AsyncAttester: not open, or closed; await it first, or open another one with "
+                "aopen",
+                reason="closed",
+            )
         return self._attester
 
     @property
@@ -215,12 +226,18 @@ class AsyncAttester(Generic[B_co]):
 
     @property
     def app_compose(self) -> AppCompose:
-        """The app's compose file; UnsupportedError if unknown."""
+        """The app's compose file; errors as `Attester.app_compose`.
+
+        With an agent, the first access waits for its response, and so blocks the event loop.
+        """
         return self._opened.app_compose
 
     @property
     def vm_config(self) -> str:
-        """The configuration of the VM as JSON text; empty if unknown."""
+        """The configuration of the VM as JSON text; empty if unknown.
+
+        With an agent, the first access waits for its response, and so blocks the event loop.
+        """
         return self._opened.vm_config
 
     @property
@@ -230,7 +247,7 @@ class AsyncAttester(Generic[B_co]):
 
     @property
     def keys(self) -> KeyDeriver:
-        """Source of the app's keys; UnsupportedError without keys."""
+        """Source of the app's keys; UnsupportedError without keys. See `Attester.keys`."""
         return self._opened.keys
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:

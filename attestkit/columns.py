@@ -32,9 +32,9 @@ _new = object.__new__
 class QuoteColumns:
     """The fields of N quotes, each a `memoryview` of shape (N, size of the field). Immutable.
 
-    Fields of one byte, and all fields if N is 0, have one dimension. The names, listed in `names`,
-    are those of `TdQuoteBody`. A column is created on first use. Before that, an object takes 10
-    bytes per quote; it also keeps a reference to the buffer.
+    Fields of one byte, and all fields if N is 0, have one dimension. `names` lists the fields:
+    version, tee_type, body_type, and those of `TdQuoteBody`. A column is created on first use.
+    Before that, an object takes 11 bytes per quote; it also keeps a reference to the buffer.
 
     Objects are equal if their buffers, including padding, and offsets are equal. Pickling stores
     the buffer and the offsets; unpickling checks the quotes again.
@@ -59,7 +59,7 @@ class QuoteColumns:
     mr_service_td: "Column[memoryview]" = Column(600, 48)  # zeros for body type 2
 
     names: ClassVar[tuple[str, ...]] = ("version", "tee_type", "body_type", *TdQuoteBody._fields)
-    """The columns, in the order of the fields in a quote."""
+    """Names of the columns, which are attributes, in the order of the fields in a quote."""
 
     _rows: "QuoteRows"
 
@@ -72,7 +72,7 @@ class QuoteColumns:
 
     @property
     def offsets(self) -> memoryview:
-        """Offset of each quote in the buffer: N integers of 64 bits."""
+        """Offset of each quote in the buffer, in bytes: N unsigned integers of 64 bits."""
         return memoryview(self._rows[1]).cast("Q")
 
     @property
@@ -127,11 +127,11 @@ def quote_columns(
     """Check all quotes in `buffer` and return their fields as columns.
 
     Args:
-        buffer: Quotes of TDs, each at most 128 KiB with its zero padding.
-        offsets: Offsets of the quotes in increasing order: integers, or a buffer of integers of 4
-            or 8 bytes. A quote ends at the next offset or at the end of the buffer; bytes before
-            the first offset are ignored. None: the quotes are contiguous, without padding between
-            them, from the start of the buffer.
+        buffer: Quotes of TDs, each at most 128 KiB with its zero padding. Empty: no quotes.
+        offsets: Offsets of the quotes in bytes, in increasing order: integers, or a buffer of
+            integers of 4 or 8 bytes. A quote ends at the next offset or at the end of the buffer;
+            bytes before the first offset are ignored. None: the quotes are contiguous, without
+            padding between them, from the start of the buffer.
 
     Raises:
         FormatError: If a quote is malformed or of an SGX enclave, or the offsets do not increase

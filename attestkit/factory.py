@@ -74,9 +74,11 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
         BackendUnavailableError: If the backend, or without a name every backend, is unusable here.
         KmsError: If no KMS released keys that pass all checks.
         BackendBusyError: If another process uses the device or the state folder.
-        UsageError: If the name or an option is unknown or invalid, or the roots of a KMS are
-            missing.
+        UsageError: If the name or an option is unknown or invalid, `backend` is another object, or
+            the roots of a KMS are missing.
         BackendError: If the backend fails otherwise.
+        ConfigError: If the simulator's `app_compose` is malformed.
+        AttestKitError: With `kms`, also the other errors of `attestkit.kms.boot_with_kms`.
     """
     if backend is None or isinstance(backend, str):
         kms = _take_kms_options(options)
@@ -142,7 +144,10 @@ def _boot(
 def make_backend(name: str | None, options: dict[str, object]) -> Backend:
     """Return a new backend named `name`; None selects it as `open` does.
 
-    `options` are those of the backend's class, by name.
+    `options` are those of the backend's class, by name. Without any, the backend is probed first.
+
+    Raises:
+        AttestKitError: As for `open`, except for the errors of a KMS.
     """
     name = name or backend_from_environment()
     cls = backends.detect() if name is None else backends.load(name)

@@ -109,7 +109,7 @@ class TdQuoteBody(NamedTuple):
         return self.rtmr0, self.rtmr1, self.rtmr2, self.rtmr3
 
     def to_bytes(self) -> bytes:
-        """Return the encoding, 584 or 648 bytes."""
+        """Return the encoding: 584 bytes, or 648 with the last two fields (TDX 1.5)."""
         if self.tee_tcb_svn2 is None:
             return _TD_10.pack(*self[:15])
         return _TD_15.pack(*self)
@@ -165,7 +165,7 @@ class Certification(NamedTuple):
 class SignedParts(NamedTuple):
     """The parts of a quote that the verification of its signatures needs.
 
-    They are those of `Quote`, as bytes: `qe_report` has 384.
+    They are the properties of `Quote` with these names; `qe_report` is its 384 bytes, not parsed.
     """
 
     signed_region: bytes
@@ -224,7 +224,7 @@ class Quote(QuoteBase):
         """Parse a quote, which may be zero-padded; at most 128 KiB in total.
 
         Raises:
-            FormatError: If the quote is malformed; `reason` names the violated rule.
+            FormatError: If the quote is malformed or longer; `reason` names the violated rule.
             UsageError: If `data` is not `bytes`.
         """
         quote = _parse(data)
@@ -232,10 +232,11 @@ class Quote(QuoteBase):
 
     @staticmethod
     def parse_many(quotes: "Iterable[bytes]") -> "list[Quote]":
-        """Parse quotes; much faster than one by one.
+        """Parse quotes, each as `parse`, and return them in their order; faster than one by one.
 
         Raises:
-            FormatError: If a quote is malformed; the message gives its index, from 0.
+            FormatError: If a quote is malformed; the message gives its index, from 0, and `offset`
+                counts from the start of that quote.
             UsageError: If an item is not `bytes`.
         """
         several = tuple(quotes)
@@ -322,7 +323,7 @@ class Quote(QuoteBase):
         return split_chain(self.certification.data, self._layout[7])
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as JSON values: bytes in hex, structures as dictionaries."""
+        """Return the fields by name as JSON values: bytes in hex, structures as dictionaries."""
         return {
             "version": self.version,
             "tee_type": self.tee_type,
@@ -398,7 +399,7 @@ def quoting_enclave_svn(quote: Quote) -> bytes:
     return quote._data[at : at + 2]  # noqa: SLF001
 
 
-_NO_REGISTERS = "quote: of an SGX enclave, which has no MRTD and no RTMRs"
+_NO_REGISTERS = "quote: has no MRTD and no RTMRs: it is of an SGX enclave; use its `body`"
 
 
 class _EnclaveQuote(Quote):

@@ -35,7 +35,10 @@ class ReportDataWarning(UserWarning):
 
 
 class ReportData:
-    """Functions that return the 64 bytes of report data."""
+    """Functions that return the 64 bytes of report data.
+
+    `SIZE` is 64; the other constants are tags, for `bind`.
+    """
 
     SIZE: Final = _SIZE
     APP_DATA: Final = "app-data"
@@ -76,10 +79,12 @@ class ReportData:
                 `nonce+gpu`, `nonce+gpu+ak`, or any other text.
             content: Bytes of any length.
             algorithm: sha256, sha384, sha512 (also the empty name), sha3-256, sha3-384, sha3-512,
-                keccak256, keccak384 or keccak512; `raw` returns 64 bytes of content unchanged.
+                keccak256, keccak384 or keccak512; `raw` returns `content`, which must have 64
+                bytes, and ignores `tag`.
 
         Raises:
-            UsageError: If the algorithm is unknown, or `raw` content is not 64 bytes.
+            UsageError: If the algorithm is unknown, `content` is not `bytes`, `raw` content is not
+                64 bytes, or `tag` has an unpaired surrogate.
         """
         require_bytes("content", content)
         if algorithm == "raw":
@@ -160,6 +165,8 @@ class ReportData:
     def from_hex(text: str) -> bytes:
         """Return the bytes of hex text, with or without `0x`, zero-padded to 64 bytes.
 
+        White space between bytes is ignored.
+
         Raises:
             UsageError: If `text` is not hex, or encodes more than 64 bytes.
         """
@@ -187,7 +194,7 @@ class ReportData:
         padding, as in GetAttestationForAppKey of the dstack guest agent.
 
         Args:
-            algorithm: ed25519, secp256k1 or k256.
+            algorithm: ed25519 or secp256k1; k256 is another name of the latter.
             public_key: Ed25519 key (32 bytes) or compressed secp256k1 key (33 bytes).
 
         Raises:
@@ -241,7 +248,7 @@ def requested_report_data(
     """
     if (nonce is None) == (report_data is None):
         reason: UsageReason = "missing" if nonce is None else "conflict"
-        raise UsageError("nonce and report_data: give exactly one", reason=reason)
+        raise UsageError("nonce, report_data: give exactly one of the two", reason=reason)
     if nonce is not None:
         if pad:
             raise UsageError("pad: applies to report_data, not to a nonce", reason="conflict")

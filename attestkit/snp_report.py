@@ -50,7 +50,7 @@ _FAMILY_1A = {"fmc": 0, "boot_loader": 1, "tee": 2, "snp": 3, "microcode": 7}
 _TCB = {"Milan": _FAMILY_19, "Genoa": _FAMILY_19, "Turin": _FAMILY_1A, "Venice": _FAMILY_1A}
 
 TCB_COMPONENTS = {product: tuple(layout) for product, layout in _TCB.items()}
-"""Names of the components of a TCB version, by product."""
+"""Names of the components of a TCB version, which are fields of `SnpTcb`, by product."""
 
 
 class SnpTcb(NamedTuple):
@@ -225,7 +225,7 @@ class SnpReport(NamedTuple):
         return _parse_tcb(data, layout)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as JSON values, bytes in hex."""
+        """Return the fields by name, without `raw`, as JSON values: bytes in hex."""
         return fields_to_dict(self)
 
     def __repr__(self) -> str:

@@ -84,7 +84,7 @@ class TdReport(NamedTuple):
             raise _bad("unsupported_version", f"version must be 0, 1 or 3, not {data[2]}", 2)
         report = cls._make((*_REPORT.unpack(data), data))
         if report.valid not in (_VALID_10, _VALID_15):
-            message = f"VALID must be that of TDX 1.0 or 1.5, not 0x{report.valid:x}"
+            message = f"VALID must be 0x1ff (TDX 1.0) or 0x301ff (1.5), not 0x{report.valid:x}"
             raise _bad("wrong_value", message, 256)
         _check_reserved(report)
         _check_hashes(report)
@@ -103,7 +103,7 @@ class TdReport(NamedTuple):
         return body + self.tee_tcb_svn2 + self.mr_service_td if extended else body
 
     def to_dict(self) -> dict[str, object]:
-        """Return the fields as JSON values, bytes in hex."""
+        """Return the fields by name, without `raw`, as JSON values: bytes in hex."""
         return fields_to_dict(self)
 
     def __repr__(self) -> str:

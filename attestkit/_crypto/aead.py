@@ -38,7 +38,7 @@ def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes 
         associated: Associated data of the encryption, which are authenticated.
 
     Raises:
-        VerificationError: If the tag is truncated or not valid, or the associated data differ.
+        VerificationError: If the tag is truncated or not valid: another key or IV, or other data.
         UsageError: If the key does not have 32 bytes, or the IV 12.
     """
     _check_sizes("AES-256-GCM", key, iv)
@@ -51,7 +51,8 @@ def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes 
 def chacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
     """Encrypt `plaintext` with ChaCha20-Poly1305; return ciphertext and the tag of 16 bytes.
 
-    The key has 32 bytes and the nonce 12, as for `aes_gcm_encrypt`; there are no associated data.
+    The key has 32 bytes and the nonce 12; there are no associated data. Raises as
+    `aes_gcm_encrypt`.
     """
     _check_sizes("ChaCha20-Poly1305", key, nonce)
     return ChaCha20Poly1305(key).encrypt(nonce, plaintext, None)

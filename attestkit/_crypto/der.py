@@ -40,7 +40,7 @@ def encode_element(tag: int, content: bytes) -> bytes:
 
 
 def encode_sequence(*items: bytes) -> bytes:
-    """Return a SEQUENCE of encoded elements."""
+    """Return the DER of a SEQUENCE of `items`, which are encoded elements."""
     return encode_element(SEQUENCE, b"".join(items))
 
 
@@ -70,7 +70,7 @@ class DerReader:
         return self._data[self.at] if self.at < self._end else None
 
     def content(self, tag: int) -> bytes:
-        """Read the next element, which must have this tag; return its content."""
+        """Read the next element (tag `tag`, else FormatError); return its content."""
         start, end = self._element(tag)
         return self._data[start:end]
 
@@ -82,24 +82,24 @@ class DerReader:
         return self._data[at:end]
 
     def enter(self, tag: int) -> "DerReader":
-        """Read the next element, which must have this tag; return a reader for its content."""
+        """Read the next element (tag `tag`, else FormatError); return a reader for its content."""
         start, end = self._element(tag)
         return DerReader(self._data, start, end)
 
     def enter_only(self, tag: int) -> "DerReader":
-        """Read the only element left, which must have this tag; return a reader for its content."""
+        """Read the only element left (tag `tag`, else FormatError); return its content's reader."""
         inner = self.enter(tag)
         self.finish()
         return inner
 
     def only(self, tag: int) -> bytes:
-        """Read the only element left, which must have this tag; return its content."""
+        """Read the only element left (tag `tag`, else FormatError); return its content."""
         content = self.content(tag)
         self.finish()
         return content
 
     def integer(self) -> int:
-        """Read a signed INTEGER of at most 32 bytes."""
+        """Read a signed INTEGER; FormatError over 32 bytes, or if not in its shortest form."""
         at = self.at
         content = self.content(INTEGER)
         # X.690, 8.3.2: the first nine bits must be neither all zero nor all one.
@@ -110,7 +110,7 @@ class DerReader:
         return int.from_bytes(content, "big", signed=True)
 
     def boolean(self) -> bool:
-        """Read a BOOLEAN."""
+        """Read a BOOLEAN; FormatError unless it is 00 or FF."""
         at = self.at
         content = self.content(BOOLEAN)
         if content not in {b"\0", b"\xff"}:
@@ -171,10 +171,10 @@ def dotted_oid(content: bytes) -> str:
     """Return the dotted form of the content of an OBJECT IDENTIFIER, such as 2.5.29.19.
 
     Raises:
-        FormatError: If the content is malformed.
+        FormatError: If the content is malformed, or over 64 bytes.
     """
     if not content or content[-1] & 0x80 or len(content) > 64:
-        raise FormatError("DER: malformed OBJECT IDENTIFIER", reason="syntax")
+        raise FormatError("DER: OBJECT IDENTIFIER empty, truncated or too long", reason="syntax")
     arcs: list[int] = []
     arc = 0
     for byte in content:

@@ -73,13 +73,17 @@ class K256Key(Secret):
         self.public_key: bytes = self._key.public_key.format()  # 33 bytes, compressed SEC1
 
     def sign_recoverable(self, digest: bytes) -> bytes:
-        """Return the signature over a 32-byte digest: r, s (low) and v (0 or 1), 65 bytes."""
+        """Return the signature over a 32-byte digest: r, s (low) and v (0 or 1), 65 bytes.
+
+        Raises:
+            UsageError: If the digest does not have 32 bytes.
+        """
         require_size("digest", digest, 32)
         signature: bytes = self._key.sign_recoverable(digest, hasher=None)
         return signature
 
     def sign(self, digest: bytes) -> bytes:
-        """Return the signature over a 32-byte digest: r and s (low), 64 bytes."""
+        """Return r and s (low), 64 bytes, of the signature; otherwise as `sign_recoverable`."""
         return self.sign_recoverable(digest)[:64]
 
     def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:
@@ -163,7 +167,7 @@ class P256Key(Secret):
     __slots__ = ("_scalar", "private", "public_point")
 
     def __init__(self, private: ec.EllipticCurvePrivateKey, scalar: bytes = b"") -> None:
-        """Create a key pair from OpenSSL's key and, if known, its scalar.
+        """Create a key pair from OpenSSL's P-256 key and, if known, its scalar (32 bytes).
 
         Exporting the scalar from OpenSSL leaves copies that cannot be wiped.
         """
@@ -218,7 +222,7 @@ class P256Key(Secret):
 
     @property
     def scalar(self) -> bytes:
-        """The secret scalar, 32 bytes, big-endian."""
+        """The secret scalar, 32 bytes, big-endian: a copy, which the caller may wipe."""
         if not self._scalar:
             self._scalar = self.private.private_numbers().private_value.to_bytes(32, "big")
         return own_copy(self._scalar)

@@ -63,6 +63,9 @@ class HpkeSender(Secret):
         Args:
             plaintext: Any bytes.
             associated: Bytes that the recipient must know.
+
+        Raises:
+            UsageError: If 2^96 - 1 messages were sealed before.
         """
         if self._sequence >= _LIMIT:
             raise UsageError("HPKE: too many messages; use another sender", reason="out_of_range")
@@ -93,7 +96,9 @@ def sequence_nonce(base: bytes, sequence: int) -> bytes:
 
 
 def hpke_seal(public_key: bytes, info: bytes, plaintext: bytes) -> tuple[bytes, bytes]:
-    """Encrypt one message to an X25519 public key; return encapsulated key and ciphertext.
+    """Encrypt one message to an X25519 public key.
+
+    Return the encapsulated key, 32 bytes, and the ciphertext followed by the tag of 16 bytes.
 
     Args:
         public_key: Key of the recipient, 32 bytes.
@@ -109,7 +114,7 @@ def hpke_seal(public_key: bytes, info: bytes, plaintext: bytes) -> tuple[bytes, 
 
 
 def hpke_open(secret: bytes, encapsulated: bytes, info: bytes, ciphertext: bytes) -> bytes:
-    """Decrypt the result of `hpke_seal`.
+    """Decrypt the result of `hpke_seal`; return the plaintext.
 
     Args:
         secret: X25519 secret key of the recipient, 32 bytes.

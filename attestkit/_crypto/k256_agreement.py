@@ -45,12 +45,12 @@ def ethereum_address(public_key: bytes) -> bytes:
     """Return the Ethereum address, 20 bytes, of a secp256k1 public key: SEC1 of 33 or 65 bytes.
 
     Raises:
-        UsageError: If the key is not a point of the curve.
+        UsageError: If the key is not a point of the curve, or has another size.
     """
     try:
         point: bytes = PublicKey(public_key).format(compressed=False)
     except ValueError as error:
-        message = "secp256k1 public key: not a point of the curve"
+        message = "secp256k1 public key: must be a point of the curve in SEC1, 33 or 65 bytes"
         raise UsageError(message, reason="invalid_key") from error
     return keccak256(point[1:])[12:]
 

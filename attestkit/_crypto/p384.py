@@ -72,7 +72,7 @@ class P384PublicKey:
         """
         size = len(P384_SPKI_HEAD) + 96
         if len(spki) != size or not spki.startswith(P384_SPKI_HEAD):
-            raise SignatureError("public key: not P-384", reason="invalid_key")
+            raise SignatureError("public key: must be P-384, uncompressed", reason="invalid_key")
         try:
             point = spki[len(P384_SPKI_HEAD) - 1 :]
             self._key = ec.EllipticCurvePublicKey.from_encoded_point(ec.SECP384R1(), point)

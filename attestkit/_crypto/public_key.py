@@ -52,10 +52,11 @@ class PublicVerificationKey:
 
         Args:
             spki: SubjectPublicKeyInfo in DER. RSA keys have 2048 to 8192 bits and an odd exponent
-                of at least 65537.
+                from 65537 to 2^32 - 1.
 
         Raises:
-            SignatureError: If it is malformed, or another kind of key (`invalid_key`).
+            SignatureError: If it is malformed, or a key of another kind, size or exponent
+                (`invalid_key`).
         """
         self._key: RSAPublicKey | ec.EllipticCurvePublicKey = _load(spki)
         self.kind: KeyKind = _kind(self._key)
@@ -148,7 +149,7 @@ def rsa_oaep_encrypt(spki: bytes, secret: bytes, hash_name: str, label: bytes) -
 
 
 def rsa_pss_verify(spki: bytes, signature: bytes, data: bytes) -> None:
-    """Verify a signature over the SHA-384 of `data`.
+    """Verify an RSASSA-PSS signature (SHA-384, a salt of 48 bytes) over `data`.
 
     Args:
         spki: Public key as SubjectPublicKeyInfo in DER, of at least 2048 bits (AMD's have 4096).
@@ -191,14 +192,14 @@ def _load(spki: bytes) -> RSAPublicKey | ec.EllipticCurvePublicKey:
             message = f"RSA key: {key.key_size} bits, must have {_LEAST_BITS} to {_MOST_BITS}"
             raise SignatureError(message, reason="invalid_key")
         if not _LEAST_EXPONENT <= exponent < _MOST_EXPONENT or exponent % 2 == 0:
-            message = f"RSA key: exponent must be odd and at least {_LEAST_EXPONENT}"
+            message = f"RSA key: exponent must be odd, from {_LEAST_EXPONENT} to 2^32 - 1"
             raise SignatureError(message, reason="invalid_key")
         return key
     if isinstance(key, ec.EllipticCurvePublicKey) and isinstance(
         key.curve, (ec.SECP256R1, ec.SECP384R1)
     ):
         return key
-    raise SignatureError("public key: must be RSA, P-256 or P-384", reason="invalid_key")
+    raise SignatureError("public key: must be RSA, P-256 or P-384 in DER", reason="invalid_key")
 
 
 def _kind(key: RSAPublicKey | ec.EllipticCurvePublicKey) -> KeyKind:

@@ -55,7 +55,8 @@ def xchacha20_decrypt(
         associated: Associated data of the encryption, which are authenticated.
 
     Raises:
-        VerificationError: If the tag is not valid, or truncated.
+        VerificationError: If the tag is truncated or not valid: another key or nonce, or other
+            data.
         UsageError: If the key does not have 32 bytes, or the nonce 24.
     """
     _check_key(key, nonce)
@@ -77,7 +78,7 @@ def box_encrypt(secret: bytes, public_key: bytes, nonce: bytes, plaintext: bytes
     Args:
         secret: X25519 secret key of the sender, 32 bytes.
         public_key: X25519 public key of the recipient, 32 bytes.
-        nonce: 24 bytes.
+        nonce: 24 bytes, not used before with these keys.
         plaintext: Any bytes.
 
     Raises:
@@ -131,7 +132,7 @@ def seal_box(recipient: bytes, plaintext: bytes) -> bytes:
 
 
 def open_box(secret: bytes, box: bytes) -> bytes:
-    """Decrypt a sealed box with the X25519 secret key of its recipient, 32 bytes.
+    """Return the plaintext of a sealed box; `secret` is its recipient's X25519 key, 32 bytes.
 
     PyNaCl leaves a copy of the plaintext in freed memory.
 

@@ -16,8 +16,8 @@ class Secret:
     __slots__ = ()
 
     def __reduce_ex__(self, protocol: object) -> NoReturn:
-        """Raise UsageError: pickling would write the secret to a file or a queue."""
-        message = f"{type(self).__name__}: contains a secret and cannot be pickled"
+        """Raise UsageError: a pickle or a copy would duplicate the secret."""
+        message = f"{type(self).__name__}: contains a secret, and cannot be pickled or copied"
         raise UsageError(message, reason="not_picklable")
 
 

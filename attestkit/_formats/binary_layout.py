@@ -81,7 +81,7 @@ class Cursor:
         return self.error(f"expected {expected}", "wrong_type", offset)
 
     def take(self, size: int) -> bytes:
-        """Read exactly `size` bytes."""
+        """Read exactly `size` bytes; FormatError (`truncated`) if fewer are left."""
         end = self.at + size
         if end > len(self.data):
             problem = f"truncated: {size} bytes expected, {self.remaining} left"
@@ -116,7 +116,7 @@ class Cursor:
         raise NotImplementedError  # each format has its own
 
     def count(self) -> int:
-        """Read the head of an array; return its number of items, at most the bytes left."""
+        """Read the head of an array; return its number of items. FormatError for another value."""
         start = self.at
         is_map, count = self.header()
         if is_map:
@@ -130,7 +130,7 @@ class Cursor:
         return found
 
     def skip(self) -> None:
-        """Skip one value of any depth; a reader skips at most 1,048,576 values in all."""
+        """Skip one value of any depth; FormatError after 1,048,576 skipped values of a reader."""
         data, whole, left = self.data, self.WHOLE, 1
         while left:
             self._skipped += 1

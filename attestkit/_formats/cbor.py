@@ -100,7 +100,7 @@ class CborReader(Cursor):
         return major == _MAP, count
 
     def integer(self) -> int:
-        """Read an unsigned integer of at most 64 bits."""
+        """Read an unsigned integer of at most 64 bits; FormatError for another value."""
         start = self.at
         major, value = self._strict_head()
         if major != _UINT:
@@ -112,7 +112,7 @@ class CborReader(Cursor):
         return self.data[self.at : self.at + 1] >= b"\x60" and self.data[self.at] < 0x80
 
     def text(self) -> str:
-        """Read a text string."""
+        """Read a text string; FormatError for another value."""
         data, start = self.data, self.at
         if start < len(data) and 0x60 <= (first := data[start]) < 0x78:  # a name, mostly
             end = start + first - 0x5F
@@ -125,7 +125,7 @@ class CborReader(Cursor):
         return self.take_text(size, start)
 
     def blob(self) -> bytes:
-        """Read a byte string."""
+        """Read a byte string; FormatError for another value."""
         start = self.at
         major, size = self._strict_head()
         if major != _BYTES:
@@ -152,7 +152,7 @@ class CborReader(Cursor):
         return self.data[self.at : self.at + 1] != b"" and self.data[self.at] >> 5 == _TAG
 
     def tag_number(self) -> int:
-        """Read a tag and return its number."""
+        """Read a tag and return its number; FormatError if no tag is next."""
         start = self.at
         major, number = self._strict_head()
         if major != _TAG:
@@ -160,7 +160,7 @@ class CborReader(Cursor):
         return number
 
     def number_or_text(self) -> int | str:
-        """Read an integer (-2**64 to 2**64 - 1) or a text string."""
+        """Read an integer (-2**64 to 2**64 - 1) or a text string; FormatError for another value."""
         start = self.at
         major, value = self._strict_head()
         if major == _TEXT:

@@ -20,7 +20,7 @@ def to_base64url(data: bytes) -> str:
 
 
 def from_base64url(text: str, what: str) -> bytes:
-    """Decode canonical base64url without padding.
+    """Return the bytes of canonical base64url without padding.
 
     Raises:
         FormatError: If `text` is not canonical. The message begins with `what`, the text's name.
@@ -81,7 +81,7 @@ def read_compact_jws(token: bytes, most: int, what: str) -> CompactJws:
         raise FormatError(f"{what}: {len(token)} bytes, at most {most}", reason="too_large")
     parts = token.split(b".", 3)
     if len(parts) != 3 or not token.isascii():
-        message = f"{what}: must be a JWS of 3 parts in ASCII, not {len(parts)}"
+        message = f"{what}: must be a JWS: 3 parts in ASCII, separated by dots"
         raise FormatError(message, reason="unrecognized")
     head, body, tail = [part.decode("ascii") for part in parts]
     if not body:

@@ -35,10 +35,10 @@ def read_proxy(url: str) -> Proxy:
     """Return host and port of an HTTP proxy, and headers with its user and password, if any.
 
     Args:
-        url: URL of the proxy, such as `http://user:password@host:3128`.
+        url: URL of the proxy, such as `http://user:password@host:3128`; the default port is 80.
 
     Raises:
-        UsageError: If the URL is not valid.
+        UsageError: If `url` is not text, not valid, or of another scheme than http.
     """
     if not isinstance(url, str):
         raise wrong_type("proxy", "text", url)

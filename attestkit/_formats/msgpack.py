@@ -37,7 +37,10 @@ class MsgpackReader(Cursor):
     WHOLE = frozenset(range(0x81))  # fixint, and the empty map
 
     def header(self) -> tuple[bool, int]:
-        """Read the head of a map or array; return whether it is a map, and its entry count."""
+        """Read the head of a map or array; return whether it is a map, and its number of entries.
+
+        FormatError for another value, or an array with more items than bytes left.
+        """
         start = self.at
         first = self._first()
         if first & 0xF0 == 0x80:
@@ -55,7 +58,7 @@ class MsgpackReader(Cursor):
         return False, count
 
     def integer(self) -> int:
-        """Read an unsigned integer of at most 64 bits."""
+        """Read an unsigned integer of at most 64 bits; FormatError for another value."""
         start = self.at
         first = self._first()
         if first < 0x80:
@@ -65,7 +68,7 @@ class MsgpackReader(Cursor):
         return self._big_endian(_UINT[first])
 
     def text(self) -> str:
-        """Read a string."""
+        """Read a string; FormatError for another value, or text that is not UTF-8."""
         start = self.at
         first = self._first()
         if first & 0xE0 == 0xA0:
@@ -77,7 +80,7 @@ class MsgpackReader(Cursor):
         return self.take_text(size, start)
 
     def blob(self) -> bytes:
-        """Read bytes: a bin, or an array of integers below 256."""
+        """Read bytes: a bin, or an array of integers below 256; FormatError for another value."""
         start = self.at
         first = self._first()
         if first in _BIN:

@@ -27,7 +27,7 @@ class ProtobufField(NamedTuple):
     number: int
     wire_type: int
     value: int | bytes  # bytes of a field of wire type BYTES, else a number
-    offset: int
+    offset: int  # of the field's tag in the data of the reader, in bytes
 
     def bytes_value(self, what: str) -> bytes:
         """Return the value of a field of type bytes, string or message; `what` is for errors.
@@ -93,7 +93,7 @@ class ProtobufReader(Cursor):
         return ProtobufField(number, wire_type, value, start)
 
     def varint(self) -> int:
-        """Read a varint of at most 64 bits, in its shortest form."""
+        """Read a varint; FormatError over 64 bits, or if it is not in its shortest form."""
         start, value = self.at, 0
         for shift in range(0, 70, 7):
             byte = self.take(1)[0]

@@ -92,7 +92,7 @@ def decode_strictly(text: str | bytes, known_keys: Collection[str] | None = None
 
 
 def config_reason(error: FormatError) -> ConfigReason:
-    """Return the reason of the ConfigError that replaces an error of this module."""
+    """Return the reason of the ConfigError that replaces `error`; `syntax` by default."""
     return _CONFIG_REASONS.get(error.reason, "syntax")
 
 
@@ -204,8 +204,10 @@ def wrong_json_type(subject: str, expected: str, value: object) -> FormatError:
 def read_object(text: str | bytes, what: str) -> dict[str, Any]:
     """Return the members of a JSON document, which must be an object.
 
-    `text` is the document, and `what` its name, with which errors begin. Errors are those of
-    `read`.
+    `text` is the document, and `what` its name, with which errors begin.
+
+    Raises:
+        FormatError: As `read`, and if the document is not an object.
     """
     found = read(text, what)
     if not isinstance(found, dict):
@@ -272,7 +274,7 @@ def has_surrogate(text: str) -> bool:
 def hex_field(fields: Mapping[str, Any], name: str) -> bytes:
     """Return the bytes of the hex text in member `name`; empty if it is missing or null.
 
-    FormatError if it is not hex.
+    FormatError if it is not text, or not hex.
     """
     return from_hex(string(fields, name, ""), name)
 
@@ -282,7 +284,7 @@ def number_field(
 ) -> int:
     """Return the integer in member `name`, 0 to 2**`bits` - 1; `default` if it is missing.
 
-    A missing member without `default` (None) is a FormatError.
+    FormatError if it is missing without a `default`, null, not an integer, or out of range.
     """
     value = fields.get(name, default)
     if value is None:

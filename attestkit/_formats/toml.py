@@ -81,6 +81,6 @@ def _check_nesting(text: str) -> None:
         if depth > _DEEPEST:
             raise ConfigError(f"brackets nest deeper than {_DEEPEST} levels", reason="too_deep")
         if dots > _MOST_DOTS:
-            raise ConfigError(f"a line has more than {_MOST_DOTS} dots", reason="too_deep")
+            raise ConfigError(f"more than {_MOST_DOTS} unquoted dots in a line", reason="too_deep")
         if tables > _MOST_TABLES:
             raise ConfigError(f"over {_MOST_TABLES} dots and opening brackets", reason="too_many")

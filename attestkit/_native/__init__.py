@@ -147,7 +147,7 @@ def _replay_error(columns: "Sequence[tuple[bytes, bytes]]") -> Exception:
         for at, register in enumerate(log[0]):
             if register > 3:
                 return refuse(lib.AK_E_REGISTER, at)
-    return UsageError("replay: digests must be 48 bytes each", reason="wrong_size")
+    return UsageError("replay: digests must be bytes, 48 per register", reason="wrong_size")
 
 
 def _are_columns(log: tuple[bytes, bytes]) -> bool:

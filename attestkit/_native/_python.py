@@ -127,7 +127,11 @@ def _permute(lanes: list[int]) -> list[int]:
 
 
 def keccak(data: bytes, digest_size: int) -> bytes:
-    """Return the Keccak digest of `data`, with the padding before SHA-3: 32, 48 or 64 bytes."""
+    """Return the Keccak digest of `data`, with the padding before SHA-3.
+
+    Raises:
+        ValueError: If `digest_size` is not 32, 48 or 64 bytes.
+    """
     if digest_size not in {32, 48, 64}:
         raise ValueError("Keccak: digests have 32, 48 or 64 bytes")
     rate = _STATE - 2 * digest_size

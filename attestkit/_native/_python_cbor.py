@@ -26,7 +26,7 @@ def cbor_check(data: bytes, start: int, /, *, canonical: bool) -> None:
     """Check that `data` from the offset `start` on is one value that a decoder may read.
 
     Allowed are integers, strings, false, true, null, arrays, and maps without duplicate keys,
-    within the limits above.
+    within the limits `MAX_VALUES`, `MAX_DEPTH` and `MAX_ENTRIES`.
 
     Args:
         data: The document.
@@ -34,8 +34,8 @@ def cbor_check(data: bytes, start: int, /, *, canonical: bool) -> None:
         canonical: Whether lengths must be definite, and heads in their shortest form.
 
     Raises:
-        FormatError: If the value is malformed, exceeds a limit, uses an unsupported type, or has
-            bytes after it.
+        FormatError: If the value is malformed, exceeds a limit, uses an unsupported type, has a
+            duplicate key, or has bytes after it.
     """
     checker = _Checker(data, start, canonical=canonical)
     checker.value(0)

@@ -55,8 +55,17 @@ def _numbered(error: FormatError, number: int, start: int) -> FormatError:
 def quote_rows(data: bytes, starts: bytes | None) -> Rows:
     """Check quotes of TDs; return the data, and the offsets, versions and body types of the quotes.
 
+    Args:
+        data: The quotes.
+        starts: Their ascending offsets, 64 bits each in native byte order; None: the quotes are
+            contiguous.
+
+    Returns:
+        `data`; offsets as in `starts`; a byte per quote: version 4 or 5; a byte: body type 2 or 3.
+
     Raises:
-        FormatError: For the first invalid offset, else for the first malformed quote.
+        FormatError: For the first invalid offset, else for the first quote that is malformed or of
+            an SGX enclave.
     """
     found = list(_found(data) if starts is None else _given(data, array("Q", starts)))
     return (
@@ -71,6 +80,11 @@ class Column:
     """Descriptor of a column: one field of all quotes, or four adjacent ones, created on first use.
 
     The class that uses it must have the result of `quote_rows` in the attribute `_rows`.
+
+    Args:
+        at: Offset of the first field in the body of a quote.
+        width: Size of a field in bytes.
+        count: Number of adjacent fields, which become a tuple of columns if it is over 1.
     """
 
     def __init__(self, at: int, width: int, count: int = 1) -> None:

@@ -167,13 +167,26 @@ def _pack(rows: list[Row]) -> bytes:
 
 
 def tpm_walk(data: bytes) -> tuple[tuple[tuple[int, int], ...], bytes]:
-    """Check a TPM log; return the algorithms with their digest sizes, and the packed rows."""
+    """Check a TPM log; return pairs of algorithm and digest size, and packed rows (`LOG_RECORD`).
+
+    The pairs are those of the log's header; a log in the SHA-1 format has none.
+
+    Raises:
+        FormatError: If the log is malformed, or exceeds a limit.
+    """
     banks, rows, _ = _walk(data, ccel=False)
     return tuple(banks.items()), _pack(rows)
 
 
 def ccel_walk(data: bytes) -> tuple[bytes, bytes, bytes, int]:
-    """Check a CCEL; return packed rows, registers and digests of extending records, and the end."""
+    """Check a CCEL; return packed rows, registers and digests of extending records, and the end.
+
+    Rows are packed as `LOG_RECORD`; registers are a byte each (0 to 3), digests 48; the end is the
+    offset after the last record.
+
+    Raises:
+        FormatError: If the log is malformed, or exceeds a limit.
+    """
     _, rows, end = _walk(data, ccel=True)
     extending = [row for row in rows if row[2] != _NO_ACTION]
     registers = bytes([row[1] - 1 for row in extending])
@@ -182,9 +195,18 @@ def ccel_walk(data: bytes) -> tuple[bytes, bytes, bytes, int]:
 
 
 def replay(registers: bytes, digests: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    """Return the four registers after extending them by 48-byte digests."""
+    """Return RTMR0 to RTMR3, from zeros, after extending them by SHA-384 digests.
+
+    Args:
+        registers: Number of the register that each digest extends, 0 to 3, a byte each.
+        digests: The digests, concatenated.
+
+    Raises:
+        UsageError: If the digests do not have 48 bytes for each register.
+        FormatError: If a register is over 3.
+    """
     if len(digests) != 48 * len(registers):
-        raise UsageError("replay: digests must be 48 bytes each", reason="wrong_size")
+        raise UsageError("replay: digests must be bytes, 48 per register", reason="wrong_size")
     values = [bytes(48)] * 4
     for i, register in enumerate(registers):
         if register > 3:
@@ -197,7 +219,7 @@ def replay(registers: bytes, digests: bytes) -> tuple[bytes, bytes, bytes, bytes
 def replay_many(
     columns: Sequence[tuple[bytes, bytes]],
 ) -> list[tuple[bytes, bytes, bytes, bytes]]:
-    """Replay logs, each given as registers and digests."""
+    """Return the result of `replay` for each pair of registers and digests; raises as `replay`."""
     return [replay(registers, digests) for registers, digests in columns]
 
 

@@ -133,7 +133,7 @@ def _inside(c: _Cursor, extent: tuple[int, int, int, int]) -> Layout:
 
 
 def quote_layout(data: bytes) -> Layout:
-    """Check a quote; return the offsets of its parts, in the order of `ak_quote`.
+    """Check a quote; return offsets and sizes of its parts: `QuoteLayout` of `_native`.
 
     Raises:
         FormatError: For the first violated rule.
@@ -199,7 +199,7 @@ class QuoteBase:
     report_data: bytes
 
     def hold(self, data: bytes) -> None:
-        """Store the encoded quote, and clear the cached fields."""
+        """Store `data`, the encoded quote; drop the body and fields made from an earlier one."""
         self._data, self._made, self._body = data, None, None
 
     def find_body(self, body: type[tuple[Any, ...]], make: "Callable[[Any], Any]") -> object:
@@ -225,6 +225,8 @@ def body_getter(
     body: type[tuple[Any, ...]], make: "Callable[[Any], Any]"
 ) -> "Callable[[QuoteBase], Any]":
     """Return a function that returns the body of a quote, which is created on first use.
+
+    The function raises TypeError for an object that is not a quote.
 
     Args:
         body: Class of the body of a TD, a named tuple with the fields of TDX 1.5.

@@ -89,7 +89,7 @@ class Status(IntEnum):
     CBOR_CHUNK = 130, "syntax", "invalid chunk of a string of indefinite length"
     CBOR_INDEFINITE = 131, "not_canonical", "indefinite length is not allowed"
     CBOR_HEAD = 132, "not_canonical", "head not in its shortest form"
-    CBOR_TYPE = 133, "unsupported", "unsupported type: only integers, strings, false, true and null"
+    CBOR_TYPE = 133, "unsupported", "unsupported type, such as a float, a tag or undefined"
     CBOR_VALUES = 134, "too_many", "more than 65,536 values"
     CBOR_DEPTH = 135, "too_deep", "nested deeper than 16 levels"
     CBOR_ENTRIES = 136, "too_many", "a map has more than 4,096 entries"

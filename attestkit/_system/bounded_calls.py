@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class CallHangsError(TimeoutError):
-    """A call exceeds its time limit, or is not made because this many (`earlier`) calls hang."""
+    """A call exceeds its time limit (`earlier` is 0), or is not made: `earlier` calls hang."""
 
     def __init__(self, earlier: int = 0) -> None:
         super().__init__("timed out")
@@ -22,7 +22,10 @@ class CallHangsError(TimeoutError):
 
 
 class BoundedCalls:
-    """Calls of one kind; while `most` of them hang, further calls are refused. Thread-safe."""
+    """Calls of one kind. While `most` that exceeded their time still run, others are refused.
+
+    Thread-safe.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most

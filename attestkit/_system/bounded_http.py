@@ -125,8 +125,9 @@ def exchange(
         limits: Limits of the response and of time.
 
     Raises:
-        ExchangeError: If there is no connection, no response in time, or one that exceeds a limit,
-            is malformed or truncated, or has an encoding, which was not requested.
+        ExchangeError: If the request is not valid, there is no connection or no response in time,
+            or the response exceeds a limit, is malformed or truncated, or has an encoding, which
+            was not requested.
         AttestKitError: From `connect`.
     """
     from http.client import HTTPException
@@ -163,7 +164,8 @@ def connect_tcp(host: str, port: int, seconds: float, time_left: TimeLeft) -> "s
         time_left: Returns the seconds that are left for name resolution and all addresses.
 
     Raises:
-        OSError: If no address accepts; TimeoutError if the time is up.
+        OSError: If the name cannot be resolved, or no address accepts; TimeoutError if the time is
+            up.
     """
     import socket
 
@@ -270,7 +272,7 @@ def start_tls(
         time_left: Returns the seconds that are left for the handshake.
 
     Raises:
-        OSError: If the handshake fails.
+        OSError: If the handshake fails, such as an ssl.SSLError; TimeoutError if the time is up.
     """
     try:
         sock.settimeout(max(time_left(), _SHORTEST))

@@ -4,5 +4,5 @@ from datetime import datetime, timezone
 
 
 def current_time() -> float:
-    """Return the Unix time."""
+    """Return the Unix time in seconds, with fractions."""
     return datetime.now(timezone.utc).timestamp()

@@ -99,7 +99,7 @@ def power_off(booted: Path = Path("/run/systemd/system")) -> None:
         BackendError: If the first process is not systemd, or this process may not signal it.
     """
     if os.getpid() == 1 or not booted.is_dir():
-        raise BackendError("power-off: systemd does not run here", reason="missing")
+        raise BackendError("power-off: the init of this system is not systemd", reason="missing")
     try:
         os.kill(1, signal.SIGRTMIN + 4)
     except OSError as error:

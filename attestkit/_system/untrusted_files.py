@@ -255,7 +255,7 @@ def make_private(path: AnyPath) -> None:
     A symbolic link is followed if this user or root owns it.
 
     Raises:
-        OSError: If another user owns the directory or the link.
+        OSError: If another user owns the directory or the link, or the path is not a directory.
     """
     link = os.lstat(path)
     if stat.S_ISLNK(link.st_mode) and link.st_uid not in {os.geteuid(), 0}:
@@ -287,7 +287,8 @@ def read_beneath(folder: Path, name: str, most: int) -> bytes:
 
     Args:
         folder: The directory; it may be a symbolic link.
-        name: The name in `folder` of the file, or of a symbolic link to a file beneath `folder`.
+        name: The name in `folder`, without `/`, of the file, or of a symbolic link to a file
+            beneath `folder`.
         most: Maximum number of bytes to read; the rest is ignored.
 
     Raises:

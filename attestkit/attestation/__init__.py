@@ -65,8 +65,8 @@ class Attestation:
         Args:
             evidence: The decoded evidence.
             encoding: Encoding in which it was received; None for new evidence.
-            collateral: Collateral (nine-field JSON) from the same CMW, not parsed; None without.
-            gpu_evidence: Evidence of GPUs (JSON) from the same CMW, not parsed; None without.
+            collateral: JSON (`Collateral.to_json`) from the same CMW, not parsed; None without.
+            gpu_evidence: JSON (`GpuEvidence.raw`) from the same CMW, not parsed; None without.
         """
         self._evidence = evidence
         self._collateral = collateral
@@ -113,7 +113,7 @@ class Attestation:
 
     @classmethod
     def from_quote_and_log(cls, quote: bytes, event_log: str, config: str = "") -> "Attestation":
-        """Build evidence from a raw TDX quote and its event log.
+        """Build evidence from a raw TDX quote and its event log, which are not compared.
 
         Args:
             quote: The quote, binary.
@@ -121,7 +121,8 @@ class Attestation:
             config: VM configuration, JSON text; empty if unknown.
 
         Raises:
-            FormatError: If quote or event log is malformed.
+            FormatError: If quote or event log is malformed, or the quote is of an SGX enclave.
+            UsageError: If `quote` is not `bytes`, or `event_log` is neither text nor bytes.
         """
         return cls(agent_response.parse_quote_and_log(quote, event_log, config))
 
@@ -139,7 +140,8 @@ class Attestation:
 
         Args:
             quote: The TD quote.
-            event_log: Log that replays to the RTMRs of the quote, with the runtime events.
+            event_log: Log with the runtime events; it should replay to the RTMRs of the quote,
+                which is not checked here.
             config: VM configuration, JSON text; empty if unknown.
             report_data: Report data, 64 bytes; None takes it from the quote.
             known: Wire form of this log or of its first events, to be reused.
@@ -181,7 +183,9 @@ class Attestation:
             raise UsageError(f"evidence: {count} events, at most {MAX_ITEMS}", reason="too_many")
         encoded = encodings.ENCODE[chosen](self._evidence, Enclosed(self._collateral, self._gpu))
         if len(encoded) > MAX_SIZE:
-            raise UsageError(f"evidence: {len(encoded)} bytes > {MAX_SIZE}", reason="too_large")
+            raise UsageError(
+                f"evidence: {len(encoded)} bytes, at most {MAX_SIZE}", reason="too_large"
+            )
         return encoded
 
     @property
@@ -196,12 +200,15 @@ class Attestation:
 
     @property
     def platform(self) -> str:
-        """Name of the platform: `dstack-tdx`, `dstack-gcp-tdx`, `dstack-amd-sev-snp`, ..."""
+        """Name of the platform, such as `dstack-tdx`: one of `evidence_parts.PLATFORM_NAMES`."""
         return parts.PLATFORM_NAMES[type(self._evidence.platform)]
 
     @property
     def quote(self) -> Quote | None:
-        """The TDX quote; None on other platforms. Raises FormatError if it is malformed."""
+        """The TDX quote; None on other platforms. Raises FormatError if it is malformed.
+
+        Untrusted evidence may have a quote of an SGX enclave in its place.
+        """
         platform = self._evidence.platform
         if self._quote is None:
             if isinstance(platform, (parts.Tdx, parts.GcpTdx)):
@@ -238,7 +245,7 @@ class Attestation:
 
     @property
     def is_bare(self) -> bool:
-        """Whether the evidence is only the signed part, without events and configuration."""
+        """Whether the evidence has neither runtime events nor a VM configuration."""
         stack = self._evidence.stack
         return not stack.runtime_events and not stack.config
 
@@ -246,7 +253,8 @@ class Attestation:
     def event_log(self) -> EventLog:
         """Event log of a TD, with recomputed digests of runtime events; empty on other platforms.
 
-        Raises FormatError if an event is malformed.
+        Azure's TDs have none: their firmware log, of a TPM, is in `evidence`. Raises FormatError if
+        an event is malformed.
         """
         if self._event_log is None:
             self._event_log = EventLog.from_wire(self._wire_events())
@@ -254,7 +262,10 @@ class Attestation:
 
     @property
     def runtime_events(self) -> tuple[Event, ...]:
-        """Runtime events of any platform; they contain the identity of the application."""
+        """Runtime events of any platform; they contain the identity of the application.
+
+        Raises FormatError if one is malformed.
+        """
         if self._runtime_events is None:
             stated = self._evidence.stack.runtime_events
             logged = self._event_log.runtime if self._event_log is not None else ()
@@ -267,7 +278,7 @@ class Attestation:
 
     @property
     def report_data(self) -> bytes:
-        """The report data (64 bytes) beside the quote; verifiers compare them with the quote's."""
+        """The report data (64 bytes) beside the signed part; verifiers compare both."""
         return self._evidence.stack.report_data
 
     @property
@@ -357,24 +368,33 @@ class Attestation:
 
     @property
     def registers(self) -> Rtmrs | None:
-        """RTMR0 to RTMR3 in the quote, 48 bytes each; None on a platform without RTMRs."""
+        """RTMR0 to RTMR3 in the quote, 48 bytes each; None on a platform without RTMRs.
+
+        Raises FormatError if the quote is malformed, UsageError if it is of an SGX enclave.
+        """
         return None if self.quote is None else self.quote.rtmrs
 
     def read_app_info(
         self, *, boottime: bool = False, key_time: bool = False, device: bytes = b""
     ) -> AppInfo:
-        """Return the identity of the application, from the event log or the mr_config document.
+        """Return the identity of the application, from runtime events or the mr_config document.
+
+        They are not compared with the registers of a TD. On platforms that measure no app (Azure, a
+        TPM alone, SEV-SNP on Google Cloud) all fields are empty.
 
         Args:
             boottime: Ignore all events after dstack's event `boot-mr-done`, and leave the key
                 provider empty, as at a guest's key request.
             key_time: Read the identity from the events before `boot-mr-done`, as a KMS does, whose
                 guests have no event `system-ready` yet.
-            device: Verified identity of the device, such as a PPID; empty if not verified.
+            device: Verified identity of the device, such as a PPID; empty if not verified. Its
+                SHA-256, also that of no bytes, is `device_id`. Ignored on SEV-SNP.
 
         Raises:
-            FormatError: If quote, report, events or configuration are malformed.
-            ReplayError: If HOST_DATA or a PCR contradicts the rest of the evidence.
+            FormatError: If quote, report, events or configuration are malformed, or a quote is of
+                an SGX enclave.
+            ReplayError: If HOST_DATA is not the hash of the mr_config document, or the events do
+                not replay to PCR 14 of a NitroTPM.
         """
         events = self._runtime_events
         digests = None if events is None else list(map(_DIGEST, events))
@@ -387,9 +407,9 @@ class Attestation:
         """Return a smaller copy, in the same encoding, for embedding in a certificate.
 
         On TDX, the event log keeps only the RTMR3 events (without fields that can be recomputed)
-        and the events that measure ACPI tables. Beside a quote of a TPM, the logs of firmware and
-        IMA are removed. Runtime events, report data and configuration are kept; collateral and
-        evidence of GPUs are removed.
+        and, except on Google Cloud, the events that measure ACPI tables. Beside a quote of a TPM,
+        the logs of firmware and IMA are removed. Runtime events, report data and configuration are
+        kept; collateral and evidence of GPUs are removed.
 
         If the report data contain the hash of the evidence of GPUs, the copy alone fails the
         verification (reason `report_data`): pass that evidence to `Verifier.verify` as `gpu`.
@@ -400,7 +420,8 @@ class Attestation:
     def with_report_data(self, report_data: bytes) -> "Attestation":
         """Return a copy with other report data, also in the quote or SEV-SNP report.
 
-        The signature is then not valid: use it only for tests and simulation.
+        Its signature is then not valid: use it only for tests and simulation. On Nitro and Azure,
+        and for a TPM alone, only the report data beside the signed part are replaced.
 
         Raises:
             UsageError: If `report_data` is not 64 bytes, or the quote or report is too short.

@@ -64,7 +64,8 @@ class AppInfo(NamedTuple):
         """Parse `fields`, the result of `to_dict`; `init_script_hashes` is optional.
 
         Raises:
-            FormatError: If a field is missing or not hex.
+            FormatError: If a field is missing or not hex, or `init_script_hashes` is not an array
+                of at most 5 hashes of 32 bytes. Other sizes are not checked.
         """
         values = [strict_json.from_hex(fields.get(name), name) for name in cls._fields[:-1]]
         return cls._make([*values, mr_config.read_script_hashes(fields)])
@@ -88,8 +89,8 @@ class AppInfo(NamedTuple):
         values, of which agents up to version 0.5.11 wrote 8. `init_script_hashes` is optional.
 
         Raises:
-            FormatError: If `data` is malformed or too large, lacks a field, has one twice, or has
-                bytes after the value.
+            FormatError: If `data` is malformed or too large, lacks a field, has one twice, has
+                over 5 `init_script_hashes` or one not of 32 bytes, or has bytes after the value.
         """
         if len(data) > _LARGEST:
             message = f"app info: {len(data)} bytes exceed the limit of {_LARGEST}"
@@ -134,7 +135,7 @@ def _read_field(reader: MsgpackReader, name: str) -> bytes | tuple[bytes, ...] |
     # Limit the number of objects before checking the count.
     hashes = tuple([reader.blob() for _ in range(min(size, mr_config.MAX_INIT_SCRIPTS))])
     if size > mr_config.MAX_INIT_SCRIPTS or any(len(found) != 32 for found in hashes):
-        message = f"init_script_hashes: must be at most {mr_config.MAX_INIT_SCRIPTS} of 32 bytes"
+        message = f"init_script_hashes: must be up to {mr_config.MAX_INIT_SCRIPTS} of 32 bytes each"
         raise FormatError(message, reason="wrong_value", offset=at)
     return hashes
 
@@ -143,7 +144,7 @@ class ParsedParts(NamedTuple):
     """Parts of the same TD's evidence that the caller has parsed already."""
 
     quote: Quote | None = None
-    digests: Sequence[bytes] | None = None  # of all runtime events of the stack
+    digests: Sequence[bytes] | None = None  # SHA-384 of all runtime events of the stack, in order
 
 
 _NOTHING = ParsedParts()
@@ -157,7 +158,9 @@ def read_app_info(
     device: bytes = b"",
     parsed: ParsedParts = _NOTHING,
 ) -> AppInfo:
-    """Return the identity of the application in the evidence.
+    """Return the identity of the application in the evidence; all fields are empty without one.
+
+    That is on platforms that measure no app: Azure, a TPM alone, and SEV-SNP on Google Cloud.
 
     Args:
         evidence: The decoded evidence.
@@ -167,11 +170,12 @@ def read_app_info(
             `boot-mr-done` give the identity, which is empty without that event; all events
             give mr_aggregated. Ignored with `boottime`; has no effect on SEV-SNP.
         device: Verified identity of the device: the PPID of the PCK certificate, or the module id
-            of a Nitro Enclave; empty if not verified. Ignored on SEV-SNP, which has a chip id.
+            of a Nitro Enclave; empty if not verified. Its SHA-256, also that of no bytes, is
+            `device_id`. Ignored on SEV-SNP, where it is the SHA-256 of the report's chip id.
         parsed: Parts of the evidence that are parsed already.
 
     Raises:
-        FormatError: If the evidence, or a document in it, is malformed.
+        FormatError: If the evidence, or a document in it, is malformed, or lacks a PCR.
         ReplayError: If HOST_DATA is not the hash of the mr_config document, or PCR 14 is not the
             replay of the events.
     """

@@ -99,8 +99,8 @@ class RuntimeData(NamedTuple):
         """Parse `text`, the JSON document of an HCL report; unknown members are ignored.
 
         Raises:
-            FormatError: If it is malformed, a member occurs twice, or there is not exactly one
-                HCLAkPub.
+            FormatError: If it is malformed, a member occurs twice, there is not exactly one
+                HCLAkPub, or a key is not RSA of 2048 to 8192 bits.
         """
         # Those of a VM differ in the user data at their end only, so the rest is cached. Where the
         # rest is a valid document with null in place of this text in hex, the text is the value of
@@ -124,7 +124,7 @@ class HclReport(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "HclReport":
-        """Parse a report, which may be zero-padded to the size of its NV index.
+        """Parse a report, which may be zero-padded to at most 65,535 bytes, as its NV index.
 
         Raises:
             FormatError: If the report or its runtime data are malformed, or it is of another type
@@ -203,7 +203,7 @@ def _bad(reason: FormatReason, problem: str, offset: int | None = None) -> Forma
 def _read_header(data: bytes) -> int:
     """Check header and size of a whole report in `data`; return the report's version, 1 or 2."""
     if len(data) < _START:
-        raise _bad("truncated", f"truncated: {len(data)} bytes", len(data))
+        raise _bad("truncated", f"truncated: {len(data)} bytes, at least 1236", len(data))
     magic, version, size, request_type, status = _HEADER.unpack_from(data)
     (count,) = _COUNT.unpack_from(data, _START - _COUNT.size)
     if magic != _MAGIC:
@@ -217,7 +217,7 @@ def _read_header(data: bytes) -> int:
     if size != _START + count:
         raise _bad("inconsistent", f"report size must be {_START + count}, not {size}", 8)
     if size > len(data):
-        raise _bad("truncated", f"truncated: {size} bytes expected, {len(data)} left", len(data))
+        raise _bad("truncated", f"truncated: {len(data)} of {size} bytes", len(data))
     return int(version)
 
 
@@ -259,11 +259,11 @@ def _keys(fields: dict[str, Any]) -> tuple[RuntimeKey, RuntimeKey | None]:
     if not isinstance(listed, list):
         raise strict_json.wrong_json_type("keys", "an array", listed)
     if len(listed) > _MAX_KEYS:
-        raise FormatError(f"keys: at most {_MAX_KEYS}", reason="too_many")
+        raise FormatError(f"keys: at most {_MAX_KEYS} keys", reason="too_many")
     found: dict[str, RuntimeKey] = {}
     for item in listed:
         if not isinstance(item, dict):
-            raise FormatError("keys: must be objects", reason="wrong_type")
+            raise FormatError("keys: each must be an object", reason="wrong_type")
         kid = string(item, "kid")
         if kid not in {"HCLAkPub", "HCLEkPub"}:
             continue

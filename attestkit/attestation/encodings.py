@@ -53,7 +53,7 @@ class Enclosed(NamedTuple):
 
 
 def decode(data: bytes) -> Decoded:
-    """Decode evidence in any `Encoding`.
+    """Decode evidence in any `Encoding`; `data` must not be empty.
 
     Raises:
         FormatError: If `data` is malformed, or in an unknown encoding.
@@ -105,7 +105,10 @@ ENCODE: Final[Mapping[Encoding, Callable[[Evidence, Enclosed], bytes]]] = {
     "coco": _encode_coco,
     "go-tpm-tools": _encode_go_tpm_tools,
 }
-"""Encoder of each encoding."""
+"""Function that encodes evidence, by encoding.
+
+It raises UsageError if the encoding cannot represent the evidence.
+"""
 
 
 def _is_coco(data: bytes) -> bool:

@@ -24,6 +24,8 @@ _BANK: Final = "sha256"
 def read_uki_hash(document: Mapping[Value, Value]) -> bytes:
     """Return the Authenticode hash of the UKI (32 bytes) in an image's measurement document.
 
+    `document` is the decoded CBOR map.
+
     Raises:
         FormatError: If the document has other fields or another version.
     """
@@ -44,7 +46,8 @@ def check_boot(tpm_quote: TpmQuote, uki_hash: bytes) -> None:
     `uki_hash` is the expected Authenticode hash of the UKI, 32 bytes.
 
     Raises:
-        VerificationError: If PCR 0 is of another firmware, or PCR 2 of another UKI (`os_image`).
+        VerificationError: If PCR 0 is of another firmware, or PCR 2 of another UKI or of none
+            (reason `os_image`).
         ReplayError: If the log does not replay to PCR 2.
         FormatError: If PCR 0 or 2 is not quoted.
     """

@@ -43,11 +43,11 @@ class GoTpmToolsQuote(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "GoTpmToolsQuote":
-        """Parse a message in protobuf.
+        """Parse a message in protobuf, but not its TPM structures; missing fields are empty.
 
         Raises:
-            FormatError: If it is malformed, has an unknown field or a field twice, or its PCR bank
-                is not supported.
+            FormatError: If it is malformed, has an unknown field, a field or a PCR twice, or more
+                than 32 PCR values, or its PCR bank is not supported.
             UsageError: If `data` is not `bytes`.
         """
         require_bytes("tpm.Quote", data)
@@ -112,9 +112,9 @@ class GoTpmToolsMessage(NamedTuple):
         """Parse a message in protobuf; TPM structures, logs and certificates in it are not parsed.
 
         Raises:
-            FormatError: If the message is malformed, a field occurs twice that may not, there are
-                more than 32 quotes, 32 PCR values of a quote or 8 intermediate certificates, or
-                over 10 MiB.
+            FormatError: If the message is malformed, a field occurs twice that may not, there is
+                evidence of two TEEs, there are more than 32 quotes, 32 PCR values of a quote or 8
+                intermediate certificates, or over 10 MiB.
             UsageError: If `data` is not `bytes`.
         """
         require_bytes("attest.Attestation", data)
@@ -202,11 +202,11 @@ def encode_evidence(evidence: parts.Evidence) -> bytes:
     """
     platform, stack = evidence
     if stack.runtime_events or stack.config or stack.report_data_payload is not None:
-        raise _not_applicable("it has no runtime events and no configuration")
+        raise _not_applicable("cannot represent runtime events and configuration")
     if isinstance(platform, parts.Tpm):
         return _make_message(platform.vtpm_quote).encode()
     if not isinstance(platform, parts.GoTpmTools):
-        raise _not_applicable("it is for a TPM without hardware evidence")
+        raise _not_applicable("only for a TPM without hardware evidence")
     return platform.message
 
 
@@ -214,10 +214,10 @@ def _make_message(quote: parts.VtpmQuote) -> GoTpmToolsMessage:
     if quote.ak_public[:1] != b"\0":  # of a TPMT_PUBLIC; a SubjectPublicKeyInfo begins with 0x30
         raise _not_applicable("the evidence lacks the TPMT_PUBLIC of the key")
     if len({one.algorithm for one in quote.pcr_values}) != 1:
-        raise _not_applicable("a quote must be over the PCRs of one bank")
+        raise _not_applicable("the quote must be over the PCRs of one bank")
     certificates = quote.ak_certificates
     if certificates and is_nitro_document(certificates[0]):
-        raise _not_applicable("it has no NitroTPM document")
+        raise _not_applicable("cannot represent a NitroTPM document")
     return GoTpmToolsMessage(
         quote.ak_public,
         (GoTpmToolsQuote(quote.message, quote.signature, quote.pcr_values),),

@@ -41,7 +41,7 @@ class NitroDocument(NamedTuple):
     """A parsed Nitro attestation document; optional fields that are missing or null are empty."""
 
     module_id: str
-    pcrs: dict[int, bytes]  # 48 bytes each
+    pcrs: dict[int, bytes]  # by index, 0 to 31; 48 bytes each
     tpm: bool  # of a NitroTPM, not of an enclave
     timestamp_ms: int  # milliseconds since 1970
     certificate: bytes  # DER, of the signing key
@@ -242,7 +242,9 @@ def _labels(header: dict[Value, Value]) -> frozenset[int | str]:
         label for label in header if isinstance(label, (int, str)) and not isinstance(label, bool)
     ]
     if len(labels) != len(header):
-        raise FormatError("Nitro document: labels must be integers or text", reason="wrong_type")
+        raise FormatError(
+            "Nitro document: labels of the header must be integers or text", reason="wrong_type"
+        )
     return frozenset(labels)
 
 
@@ -251,4 +253,4 @@ def _problem(name: str, problem: str, reason: FormatReason) -> FormatError:
 
 
 def _wrong_type(name: str) -> FormatError:
-    return _problem(name, "wrong type", "wrong_type")
+    return _problem(name, "wrong CBOR type", "wrong_type")

@@ -46,7 +46,7 @@ class SnpCertificates(NamedTuple):
         Raises:
             FormatError: If the table has no zero entry, an entry points into the table or beyond
                 `data`, the contents together are longer than `data`, or a certificate is neither
-                DER nor PEM.
+                DER nor PEM, or more than one in PEM.
         """
         fields: dict[str, bytes] = {}
         others: dict[str, bytes] = {}

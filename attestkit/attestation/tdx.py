@@ -15,7 +15,10 @@ class WireLog(NamedTuple):
     runtime: tuple[RuntimeEvent, ...] = ()  # runtime events of RTMR3
 
     def extend_to(self, log: EventLog) -> "WireLog":
-        """Return the wire form of `log`, reusing this one if `log` begins with its events."""
+        """Return all events of `log` in wire form; events that this object has are not converted.
+
+        If `log` does not begin with them, it is converted as a whole.
+        """
         events, known = log.events, self
         if events[: len(known.events)] != known.events:
             known = WireLog()
@@ -30,7 +33,7 @@ class WireLog(NamedTuple):
 
 
 def to_wire_event(event: Event) -> WireEvent:
-    """Return the wire form of an event."""
+    """Return an event as evidence contains it, with a preimage (hex) if it has version 2."""
     preimage = event.preimage().hex() if event.is_runtime and event.version == 2 else None
     return WireEvent(
         event.register,

@@ -80,7 +80,7 @@ class Attester(Generic[B_co]):
 
         Raises:
             UsageError: If `backend` is not a backend, or `$DSTACK_HOST_SHARED_DIR` is not an
-                absolute path.
+                absolute path or is too long.
         """
         if not _is_backend(backend):
             raise UsageError(
@@ -214,8 +214,10 @@ class Attester(Generic[B_co]):
     def get_quote(self, report_data: bytes) -> Quote:
         """Return a TDX quote over `report_data`, 0 to 64 bytes, zero-padded to 64.
 
+        Issues a `ReportDataWarning` if `report_data` looks like hex text, see `ReportData.pad`.
+
         Raises:
-            UsageError: If `report_data` has more than 64 bytes.
+            UsageError: If `report_data` is not `bytes`, or has more than 64 of them.
             UnsupportedError: If the platform has no TDX quotes; use `attest`.
             ReplayError: If the evidence comes from a guest agent, and its event log does not replay
                 to the registers in the quote.
@@ -242,18 +244,18 @@ class Attester(Generic[B_co]):
                 name, a hash of nonce and TPM key (`ReportData.for_nonce_and_ak`).
             report_data: Raw report data, 64 bytes. Never pass bytes that another party chose: they
                 could be a hash of that party's TLS key, which the evidence would then certify.
-            pad: Whether shorter report data is accepted, and zero-padded.
+            pad: Whether shorter report data is accepted, and zero-padded. Not valid with a nonce.
             gpu: Whether evidence of the machine's GPUs and switches is enclosed. It needs a nonce;
                 the report data commit to the nonce and to that evidence
                 (`ReportData.for_nonce_and_gpu`). GPUs in DevTools mode, whose memory is not
                 protected, issue a `GpuModeWarning`.
 
         Raises:
-            UsageError: If neither or both of nonce and report data are given, or one has the wrong
-                type or size.
-            UnsupportedError: If the simulator has no GPUs.
-            ReplayError: If the event log does not replay to the registers in the quote, or an
-                SEV-SNP guest was launched with another mr_config document than the host's.
+            UsageError: If neither or both of nonce and report data are given, one has the wrong
+                type or size, or `gpu` is given without a nonce or `pad` with one.
+            UnsupportedError: If `gpu` is given and the simulator has no GPUs.
+            ReplayError: If the event log does not replay to the registers in the quote or document,
+                or an SEV-SNP guest was launched with another mr_config document than the host's.
             JournalError: If the runtime event log cannot be read.
             ConfigError: If a file of the host is invalid.
             BackendError: As for `get_quote`, and if the driver of the GPUs returns no evidence.
@@ -307,8 +309,8 @@ class Attester(Generic[B_co]):
 
         Raises:
             UsageError: If the backend is not a simulator, or an option is not valid.
-            CollateralError: If the file of an option cannot be read.
-            ConfigError: If the file of an option cannot be read.
+            CollateralError: If a file with collateral, in an option, is unreadable or malformed.
+            ConfigError: If another file in an option, such as a policy, is unreadable or malformed.
         """
         self._check_usable()
         backend: Backend = self._backend
@@ -333,7 +335,12 @@ class Attester(Generic[B_co]):
     # -- registers -----------------------------------------------------------------------------
 
     def registers(self) -> Rtmrs:
-        """Return RTMR0 to RTMR3, 48 bytes each; UnsupportedError if the platform has none."""
+        """Return RTMR0 to RTMR3, 48 bytes each; with an agent, from a fresh quote.
+
+        Raises:
+            UnsupportedError: If the platform has no RTMRs, or a program cannot read them.
+            ReplayError: If the event log of an agent does not replay to them.
+        """
         self._check_usable()
         return self._source.registers()
 
@@ -354,10 +361,15 @@ class Attester(Generic[B_co]):
                 (`event_log_version` 1) or six times (2).
 
         Raises:
-            UsageError: If the name or the payload is invalid.
+            UsageError: If the name or the payload is invalid, or the payload alone is too large.
             UnsupportedError: If the platform has no run-time registers.
-            JournalError: If the log does not match the register, cannot be written, or is full.
-            BackendError: If the platform rejects the extend; nothing has changed then.
+            ConfigError: If a file of the host is invalid.
+            JournalError: If the log does not match the register, cannot be written, or is full. Do
+                not repeat the call after the reasons `not_recorded` (the register was extended, and
+                the next use of the log records the event) and `outcome_unknown` (that decides it).
+            ReplayError: If the event log of an agent does not replay to the registers.
+            BackendError: If the platform rejects the extend: nothing has changed then. Or if an
+                agent accepted the event, but its log is unreadable (`outcome_unknown`) or lacks it.
         """
         self._check_usable()
         return self._source.emit_event(name, payload)
@@ -365,10 +377,9 @@ class Attester(Generic[B_co]):
     def measure_app(self, app_id: bytes | None = None) -> tuple[Event, ...]:
         """Measure the app as a dstack guest does at boot, and return the events.
 
-        They extend RTMR3, or PCR 14 of a NitroTPM.
-
-        For hardware whose system does not measure its app. The app is described by the files that
-        the host shares. Call it before any other event is emitted; it is idempotent within a boot.
+        They extend RTMR3, or PCR 14 of a NitroTPM. This is for hardware whose system does not
+        measure its app, which the files that the host shares describe. Call it before any other
+        event is emitted; it is idempotent within a boot.
 
         Args:
             app_id: 20 bytes. None: the first 20 bytes of the compose hash.
@@ -378,7 +389,7 @@ class Attester(Generic[B_co]):
             UnsupportedError: If the platform has no run-time registers or measures the app itself,
                 or the host shares no app-compose.
             ConfigError: If a file of the host is invalid.
-            JournalError: If other events were emitted before.
+            JournalError: If other events were emitted before, or as for `emit_event`.
             BackendError: If the platform rejects an extend; earlier events remain.
         """
         self._check_usable()

@@ -45,7 +45,7 @@ class AgentSource(evidence_source.EvidenceSource):
         return evidence.quote, evidence.event_log
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return the agent's evidence over 64 bytes of report data."""
+        """Return the agent's evidence over 64 bytes of report data, whose event log is replayed."""
         with self._device:
             self._check_usable()
             return self._evidence(report_data)
@@ -80,7 +80,12 @@ class AgentSource(evidence_source.EvidenceSource):
         return quote.rtmrs
 
     def emit_event(self, name: str, payload: bytes) -> Event:
-        """Emit an event (name and payload) through the agent; return it as in fresh evidence."""
+        """Emit an event (name and payload) through the agent; return it as in fresh evidence.
+
+        Errors are those of `Attester.emit_event`. BackendError has the reason `outcome_unknown` if
+        the agent accepted the event but its log cannot be read, and `register_unchanged` if the
+        event is then not in its log.
+        """
         evidence_source.check_name(name)
         with self._device:
             self._check_usable()

@@ -98,7 +98,7 @@ class EvidenceSource:
         raise NotImplementedError  # each platform has its own
 
     def bind_nonce(self, nonce: bytes) -> bytes:
-        """Return the report data for a nonce of 8 to 64 bytes."""
+        """Return the report data, 64 bytes, for a nonce of 8 to 64 bytes."""
         return ReportData.for_nonce(nonce)
 
     def bind_gpu(self, bound: bytes) -> bytes:
@@ -191,7 +191,10 @@ class HostApp:
 
     @property
     def event_version(self) -> int | None:
-        """Version of the event digests, 1 or 2, from the app-compose; None without app-compose."""
+        """Version of the event digests, 1 or 2, from the app-compose; None without app-compose.
+
+        Raises ConfigError if the app-compose is invalid.
+        """
         try:
             return self._require_host().app_compose.event_log_version
         except UnsupportedError:
@@ -199,12 +202,13 @@ class HostApp:
 
 
 def app_info(evidence: Attestation) -> AppInfo:
-    """Return the identity of the app in `evidence`.
+    """Return the identity of the app in `evidence`, not verified.
 
     Raises:
         UnsupportedError: If evidence of an SEV-SNP guest has no mr_config document.
         FormatError: If a part of the evidence is malformed.
-        ReplayError: If the evidence is inconsistent.
+        ReplayError: If HOST_DATA is not the hash of the mr_config document, or the events do not
+            replay to PCR 14 of a NitroTPM.
     """
     platform = evidence.evidence.platform
     if isinstance(platform, SevSnp) and not platform.mr_config:
@@ -220,7 +224,7 @@ def parse_response(problem: str, parse: Callable[..., T], *data: bytes) -> T:
     """Return `parse(*data)`, the parsed response of a platform.
 
     Args:
-        problem: Beginning of the text of the error.
+        problem: Beginning of the error's text; a colon and the text of the parser's error follow.
         parse: Parser; called with `data` as positional arguments.
         data: Parts of the response.
 
@@ -240,7 +244,10 @@ def check_report_data(found: bytes, requested: bytes, problem: str) -> None:
 
 
 def check_name(name: object) -> None:
-    """Raise UsageError if the event name is empty or reserved for boot events."""
+    """Raise UsageError if the event name is empty or one of `RESERVED_NAMES`.
+
+    Another type than `str` is not an error here.
+    """
     if name == "":
         raise UsageError("event name: must not be empty", reason="missing")
     if isinstance(name, str) and name in RESERVED_NAMES:

@@ -107,7 +107,7 @@ class TdSource(JournalSource):
         return (*others, replay_from(rtmr3, new)) == rtmrs
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return evidence over 64 bytes of report data."""
+        """Return evidence over 64 bytes of report data, whose log replays to its quote."""
         config = self._app.vm_config
         quote, log = self.quote_and_log(report_data)
         self._wire_log = known = self._wire_log.extend_to(log)

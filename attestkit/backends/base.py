@@ -64,6 +64,7 @@ class Backend(Protocol):
 
         Raises:
             UsageError: If `report_data` is not 64 bytes.
+            UnsupportedError: If the platform has no quote, as most EvidenceCollectors.
             QuoteUnavailableError: If the platform returned no quote.
             BackendBusyError: If the device is busy.
             BackendError: If the request failed for another reason.
@@ -76,6 +77,9 @@ class Backend(Protocol):
         The log is the boot log of the firmware, binary: the whole area with its padding. That of a
         GuestAgent is JSON, and also has the runtime events. Without a boot log, quotes work, but
         `attest` fails unless all registers are zero, because the log must replay to the registers.
+
+        Raises:
+            BackendError: If the log exists but cannot be read.
         """
         ...
 
@@ -88,11 +92,22 @@ class RegisterExtender(Protocol):
     """A TEE with run-time measurement registers: RTMR0 to RTMR3 of 48 bytes each."""
 
     def read_rtmr(self, register: int) -> bytes:
-        """Return the current value of a register, 0 to 3: 48 bytes."""
+        """Return the current value of a register, 0 to 3: 48 bytes.
+
+        Raises:
+            UsageError: If `register` is not 0 to 3.
+            BackendError: If the register cannot be read.
+        """
         ...
 
     def extend_rtmr(self, register: int, digest: bytes) -> None:
-        """Extend RTMR2 or RTMR3, `register` 2 or 3, by a digest of 48 bytes."""
+        """Extend RTMR2 or RTMR3, `register` 2 or 3, by a digest of 48 bytes; nothing is logged.
+
+        Raises:
+            UsageError: If `register` is not 2 or 3, or `digest` is not 48 bytes.
+            UnsupportedError: If the platform cannot extend registers.
+            BackendError: If the extend failed; it may have taken effect.
+        """
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
         """Return the log of runtime events; every call returns the same object.
@@ -101,6 +116,9 @@ class RegisterExtender(Protocol):
             version: How digests of runtime events are computed, 1 or 2 (see `runtime_preimage`);
                 the app-compose states it. None: as those of this boot's events, or 1 before the
                 first event. Calls after the first ignore it.
+
+        Raises:
+            AttestKitError: If the log cannot be opened; some backends refuse after `close`.
         """
         ...
 
@@ -127,7 +145,10 @@ class SnpReporter(Protocol):
 
 @runtime_checkable
 class EvidenceCollector(Protocol):
-    """A platform whose evidence has several parts; its `get_quote` raises UnsupportedError."""
+    """A platform whose evidence has several parts.
+
+    Its `get_quote` raises UnsupportedError, or returns only the quote or report of the hardware.
+    """
 
     def collect_evidence(self, report_data: bytes) -> "Platform":
         """Return the platform's evidence over `report_data`, exactly 64 bytes, as received.
@@ -160,7 +181,12 @@ class EventPcr(Protocol):
     event_pcr: int  # attestkit.tpm.pcrs.EVENT_PCR
 
     def read_event_pcr(self) -> bytes:
-        """Return the current value of the PCR: 48 bytes."""
+        """Return the current value of the PCR: 48 bytes.
+
+        Raises:
+            UnsupportedError: If the TPM has no SHA-384 bank.
+            BackendError: If the TPM fails.
+        """
         ...
 
     def open_journal(self, version: int | None = None) -> RuntimeLog:
@@ -169,6 +195,9 @@ class EventPcr(Protocol):
         Args:
             version: How event digests are computed, 1 or 2 (see `runtime_preimage`). None: as
                 those of this boot's events, or 1 if there are none. Only the first call uses it.
+
+        Raises:
+            AttestKitError: If the log cannot be opened; some backends refuse after `close`.
         """
         ...
 
@@ -196,7 +225,12 @@ class GuestAgent(Protocol):
         """
 
     def read_app_compose(self) -> bytes:
-        """Return app-compose.json as deployed; UnsupportedError if the agent does not send it."""
+        """Return app-compose.json as deployed, byte for byte.
+
+        Raises:
+            UnsupportedError: If the agent does not send it.
+            AttestKitError: As for `Backend.get_quote`.
+        """
         ...
 
     @property

@@ -42,7 +42,8 @@ class ConfigfsTsm:
         system: File operations, clock and random bytes, for tests; None: those of this machine.
 
     Raises:
-        UsageError: If an option is invalid or does not apply to this TEE.
+        UsageError: If an option or an environment variable is invalid, or an option does not apply
+            to this TEE.
         BackendUnavailableError: If configfs-tsm is missing or not accessible.
         BackendError: If the kernel returned another error.
     """
@@ -138,8 +139,8 @@ class ConfigfsTsm:
         """Return a raw TDX quote or an SNP report over `report_data`, exactly 64 bytes.
 
         Raises:
-            UsageError: If `report_data` is not 64 bytes, the backend is closed, or the privlevel is
-                not available to this guest.
+            UsageError: If `report_data` is not 64 bytes, the backend is closed, or the kernel
+                rejects an option, such as a privlevel that this guest does not have.
             UnsupportedError: If the kernel does not have one of the options given.
             QuoteUnavailableError: If the host returned no quote.
             BackendBusyError: If the device is busy or an earlier request is still in flight.

@@ -49,7 +49,9 @@ def _path_from(variable: str, longest: int = 4095) -> Path | None:
     if not text:
         return None
     if not text.startswith("/"):
-        raise UsageError(f"${variable}: must be absolute, not {text!r}", reason="wrong_value")
+        raise UsageError(
+            f"${variable}: must be an absolute path, not {text!r}", reason="wrong_value"
+        )
     if len(os.fsencode(text)) > longest:
         raise UsageError(f"${variable}: must be at most {longest} bytes long", reason="too_large")
     return Path(text)

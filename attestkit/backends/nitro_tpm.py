@@ -63,7 +63,7 @@ def request_document(
         random: Returns the given number of random bytes.
 
     Raises:
-        UsageError: If a field of the request is too large.
+        UsageError: If a field of the request is longer than 1,024 bytes, or `client` is closed.
         BackendUnavailableError: If the TPM does not have the command.
         QuoteUnavailableError: If the hypervisor returned an error.
         BackendError: If a command failed for another reason, or the response is malformed.
@@ -196,7 +196,7 @@ class NitroTpmBackend(TpmGuest):
         client: The TPM, in place of a device; for tests.
 
     Raises:
-        BackendUnavailableError: If the TPM is missing or not accessible.
+        BackendUnavailableError: If the TPM is missing, not accessible, or a TPM 1.2.
         BackendError: If its device cannot be opened for another reason.
         UsageError: If an environment variable is not an absolute path.
     """
@@ -256,10 +256,11 @@ class NitroTpmBackend(TpmGuest):
         """Return an attestation document with `report_data`, exactly 64 bytes, as its user data.
 
         Raises:
-            UsageError: If `report_data` is not 64 bytes.
+            UsageError: If `report_data` is not 64 bytes, or the backend is closed.
             QuoteUnavailableError: If the hypervisor returned an error.
             BackendUnavailableError: If the TPM does not have the command.
-            BackendError: If a command failed for another reason.
+            BackendError: If a command failed for another reason, or the document is malformed or
+                has other user data.
         """
         check_bytes("report_data", report_data, 64)
         document = self.get_document(user_data=report_data)

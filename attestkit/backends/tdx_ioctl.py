@@ -134,7 +134,7 @@ def quote_by_ioctl(
             have the ioctl of this generation.
         BackendBusyError: If another request is in flight.
         QuoteUnavailableError: If the host's quoting service is missing, too slow, or failed.
-        BackendError: If the response is malformed.
+        BackendError: If the response is malformed, or the ioctl failed for another reason.
     """
     request = frame(quote_request(report)) if generation.framed else report
     needed = _HEADER.size + len(request)
@@ -224,7 +224,8 @@ class TdxIoctl(TdGuest):
         sleep: Sleeps for the given number of seconds.
 
     Raises:
-        UsageError: If an option is invalid, or both `generation` and `qgs` are given.
+        UsageError: If an option or an environment variable is invalid, or both `generation` and
+            `qgs` are given.
         BackendUnavailableError: If the device is missing or not accessible, or no QGS is
             configured.
         BackendError: If the device cannot be opened for another reason.

@@ -137,7 +137,8 @@ class FileOutcome(NamedTuple):
     def bundle(self) -> "EvidenceBundle":
         """Return an evidence bundle, for later verification without network access.
 
-        It has the evidence, the verification time, and the endorsements that were used.
+        It has the evidence, the verification time, and the endorsements that were used. Only for a
+        file in which evidence was found.
         """
         from attestkit.verifier.evidence.formats import EvidenceBundle  # lazy: rarely needed
 

@@ -43,7 +43,8 @@ class Attested(DocumentEndpoint[AsgiApp]):
             name.
         hpke: X25519 public key of the server, 32 bytes, that the evidence names as well; clients
             find it in `Proof.keys`. None: no such key.
-        signing: Public keys, at most 16, that verify the server's signatures; as `hpke`.
+        signing: At most 16 public keys that verify the server's signatures, and that the evidence
+            names as well; clients find them in `Proof.keys`.
 
     Raises:
         UsageError: If an argument is not valid, or a file of `tls` cannot be read.

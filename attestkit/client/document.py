@@ -62,7 +62,7 @@ class SigningKey(NamedTuple):
     """A public key that verifies the signatures of a server."""
 
     algorithm: str  # such as "ed25519": lower-case letters, digits, ".", "_" and "-"
-    public_key: bytes
+    public_key: bytes  # 1 to 4,096 bytes, in an encoding that the algorithm defines
 
 
 class Statement(NamedTuple):
@@ -199,6 +199,7 @@ def read_document(body: bytes, nonce: bytes) -> AttestedDocument:
     Raises:
         FormatError: If the document is malformed, or has members that version 1 does not define.
         ServiceError: If the statement has a nonce other than `nonce` (reason `nonce_echo`).
+        UsageError: If `nonce` is not `bytes`.
     """
     require_bytes("nonce", nonce)
     if len(body) > MAX_SIZE:

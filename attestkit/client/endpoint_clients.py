@@ -78,16 +78,18 @@ class EndpointClients(ABC):
     def client(self, *, http: "LibraryName | None" = None, **options: object) -> "httpx.Client":
         """Return a client of httpx2 if it is installed, else of httpx; they have the same methods.
 
-        Its base URL is that of the endpoint. It follows no redirects to other servers, and takes no
-        settings from the environment.
+        Its base URL is that of the endpoint, and it takes no settings from the environment. A
+        request raises PeerRefusedError if the server is refused, and ServiceError if it, or a
+        redirect, is to another server.
 
         Args:
-            http: `httpx` or `httpx2`; None: httpx2 if it is installed.
+            http: `httpx` or `httpx2`; None: httpx2 if it is installed, else httpx.
             options: Options of `Client`, such as `headers` or `timeout`, but not those that choose
-                connections: `transport`, `mounts`, `proxy`, `verify`, `cert`, `http2`, `trust_env`.
+                connections: `transport`, `mounts`, `proxy`, `proxies`, `verify`, `cert`, `http1`,
+                `http2`, `trust_env`.
 
         Raises:
-            UsageError: If an option is one of those, or the library is not installed.
+            UsageError: If an option is one of those, or the library is unknown or not installed.
         """
         made: httpx.Client = self._make("Client", self.transport, http, options)
         return made
@@ -121,8 +123,11 @@ class EndpointClients(ABC):
         Do not pass `mounts` or `proxy` to the client, which replace the transport.
 
         Args:
-            http: `httpx` or `httpx2`; None: httpx2 if it is installed.
+            http: `httpx` or `httpx2`; None: httpx2 if it is installed, else httpx.
             limits: `Limits` of the library; None: 100 connections, of which 20 may be idle.
+
+        Raises:
+            UsageError: If the library is unknown or not installed.
         """
         classes = http_transports(choose_library(http))
         made: httpx.BaseTransport = classes.blocking(**self._transport_options(limits))  # type: ignore[assignment] # also of the library's class

@@ -65,6 +65,7 @@ def verify_proof(
         CollateralError: If the bundle lacks collateral or endorsements of its evidence.
         FormatError: If an answer or a certificate in the bundle is malformed.
         UsageError: If an argument is not valid, or the service is unknown.
+        ConfigError: If a policy's file cannot be read or is malformed.
     """
     if not isinstance(bundle, ProofBundle):
         raise wrong_type("bundle", "a ProofBundle", bundle)
@@ -134,8 +135,14 @@ def _check_complete(bundle: ProofBundle, service: Service) -> None:
         )
         raise UsageError(message, reason="conflict")
     if (bundle.certificate is None) != (service.where == "apart"):
-        message = 'proof bundle: certificate: must be null only for services with `where` "apart"'
+        message = (
+            'proof bundle: certificate: must be null for a service whose `where` is "apart", and '
+            "present for others"
+        )
         raise FormatError(message, reason="inconsistent")
     if len(bundle.answers) != len(service.questions(bundle.nonce, bundle.model)):
-        message = f"proof bundle: answers: {len(bundle.answers)} do not suit service {service.name}"
+        message = (
+            f"proof bundle: answers: {len(bundle.answers)} are not as many as service "
+            f"{service.name} sends"
+        )
         raise FormatError(message, reason="inconsistent")

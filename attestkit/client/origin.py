@@ -39,9 +39,9 @@ class Origin(NamedTuple):
         """Return host, port and path of a URL such as `https://host:8443/api`.
 
         Raises:
-            UsageError: If it is not an https URL with a host (reason `plain_http` for http://), or
-                has a user, query or fragment. The message never shows a URL with a user, which may
-                have a password.
+            UsageError: If it is not an https URL with a host (reason `plain_http` for http://), has
+                a user, query or fragment, is not printable ASCII, or is over 2,048 characters. The
+                message never shows a URL with a user, which may have a password.
         """
         if not isinstance(url, str):
             raise wrong_type("url", "text", url)
@@ -51,7 +51,7 @@ class Origin(NamedTuple):
             raise UsageError("url: must not have a user or `@`", reason="wrong_value")
         subject = f"url {shown(url)}"
         if not _PRINTABLE.fullmatch(url) or "\\" in url:
-            message = f"{subject}: must be printable ASCII without spaces and backslashes"
+            message = f"{subject}: must be an https URL in ASCII without spaces and backslashes"
             raise UsageError(message, reason="encoding")
         if url.lower().startswith("http://"):
             message = f"{subject}: http:// has no TLS key that evidence could name; use https://"

@@ -5,7 +5,7 @@ its owner only, because another writer could roll back collateral to an older, s
 or deny service.
 
 The first line of a file is the SHA-256 of the rest. The rest is JSON: version, key, time of the
-fetch, and the nine fields of `Collateral`. A file that is malformed or of another key is ignored
+fetch, and the fields of `Collateral`. A file that is malformed or of another key is ignored
 and overwritten.
 
 Verified collateral is stored beside fetched collateral, for rollback protection (see
@@ -139,6 +139,9 @@ class CollateralCache:
         """Return the fetched collateral of `key`; None if it is missing, expired or too old.
 
         The smaller of `max_age` (None for no limit) and the cache's own maximum age applies.
+
+        Raises:
+            UsageError: If `max_age` is negative.
         """
         _check_age(max_age)
         ages = [age for age in (max_age, self._max_age) if age is not None]
@@ -196,6 +199,10 @@ class CollateralCache:
         Returns:
             `collateral`; None if it is expired or too old, or another thread has replaced the
             entry.
+
+        Raises:
+            CollateralError: If a part of `collateral` has no dates.
+            UsageError: If `max_age` is negative.
         """
         known = self._entries.find(key)
         if known is None or known.collateral is not held:  # replaced by another thread

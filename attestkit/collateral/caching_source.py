@@ -68,6 +68,7 @@ class CollateralLookup(NamedTuple):
     query: PckCertQuery | None  # of pck_certificate_chain
 
 
+# Called before a request, with the PCK certificate chain in PEM, if the service returned one.
 BeforeFetch: TypeAlias = Callable[[str | None], object]
 
 
@@ -103,7 +104,8 @@ class CollateralSource:
             timer: Monotonic clock in seconds, for the pause between repeated fetches.
 
         Raises:
-            UsageError: If `pccs_url` is not an http or https URL, or contains a password.
+            UsageError: If `pccs_url` is not an http or https URL, or has a user name, query or
+                fragment.
         """
         self._base = base_url(pccs_url)
         self._getter, self._cache, self._max_age = getter, cache, max_age
@@ -130,7 +132,7 @@ class CollateralSource:
                 chain in PEM, if the service returned one, else None.
 
         Raises:
-            AttestKitError: As for `Collateral.fetch`.
+            AttestKitError: As for `Collateral.fetch`, or an error of `before`.
         """
         if not isinstance(quote, Quote):
             raise UsageError(
@@ -162,7 +164,7 @@ class CollateralSource:
 
         Args:
             doubted: Result of `find` with which the verification failed.
-            before: Function that is called before a request; its exception cancels the fetch.
+            before: As for `find`; its exception cancels the fetch.
 
         Returns:
             Newer collateral. None if `doubted` was fetched just now or has been verified before, if
@@ -201,7 +203,7 @@ class CollateralSource:
         return _lookup(shared, key, doubted.query, chain, cached=False)
 
     def mark_verified(self, found: CollateralLookup) -> None:
-        """Remember the collateral of a lookup with which a verification was successful."""
+        """Store the collateral of a lookup after a successful verification, against rollback."""
         if self._verified.find(found.key) is not found.shared and self._store_verified(
             found.key, found.shared
         ):
@@ -296,7 +298,7 @@ class CollateralSource:
             mine.set_exception(error)
             raise
         except BaseException:
-            message = "collateral: fetch was interrupted"
+            message = "collateral: fetch was interrupted; try again"
             mine.set_exception(CollateralError(message, reason="fetch_failed"))
             raise
         finally:

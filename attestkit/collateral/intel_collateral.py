@@ -1,7 +1,8 @@
 """Collateral of Intel SGX and TDX platforms: TCB info, QE identity, CRLs and their issuer chains.
 
 A `Collateral` has fields of the right type and size and a validity period; its signatures are
-checked by the verifier. Its JSON has the nine fields that DCAP verification libraries exchange.
+checked by the verifier. Its JSON has the nine fields that DCAP verification libraries exchange,
+and a tenth for a PCK certificate chain.
 """
 
 import json
@@ -138,7 +139,7 @@ class Collateral:
 
     @classmethod
     def from_json(cls, text: str | bytes) -> "Collateral":
-        """Decode the nine-field JSON, with bytes in hex; unknown keys are ignored.
+        """Decode the JSON of `to_json`: nine or ten fields, bytes in hex; ignore unknown keys.
 
         Raises:
             CollateralError: If `text` is not a JSON object or over 16 MiB, or a field is missing
@@ -170,7 +171,7 @@ class Collateral:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Collateral":
-        """Read collateral from a file with the nine-field JSON.
+        """Read collateral from a file with the JSON of `to_json`.
 
         Raises:
             CollateralError: If the file cannot be read, or `from_json` rejects its content. The
@@ -179,7 +180,7 @@ class Collateral:
         return load_document(path, _JSON_LIMIT, cls.from_json, CollateralError)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the nine-field JSON to the file `path`, replacing it atomically.
+        """Write the JSON of `to_json` to the file `path`, replacing it atomically.
 
         Raises:
             CollateralError: If the file cannot be written.
@@ -208,13 +209,15 @@ class Collateral:
             getter: Function that gets a URL and returns a `Response`; None is
                 `http_getter.HttpGetter`, which ignores the proxies of the environment.
             cache: Cache that is looked up first and stores responses until their next update.
-            max_age: Maximum age of cached responses.
+            max_age: Maximum age of cached responses; None uses them until their next update.
 
         Raises:
-            CollateralError: If the service cannot be reached or its response is malformed; the
-                message names the URL. An expired cache entry is not used instead.
+            CollateralError: If the service cannot be reached or its response is malformed, where
+                the message names the URL; or if the quote has no data from which its PCK
+                certificate can be found. An expired cache entry is not used instead.
             FormatError: If the quote's certificates are malformed.
-            UsageError: If `pccs_url` is not an http or https URL, or contains a password.
+            UsageError: If `quote` is not a Quote, `pccs_url` is not an http or https URL, or has a
+                user name, query or fragment, or `max_age` is negative.
         """
         return cls.fetcher(quote, pccs_url, getter, cache, max_age)
 

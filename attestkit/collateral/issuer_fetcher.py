@@ -131,7 +131,8 @@ class IssuerSession:
         """Return the certificate at the first of `urls` that has an answer; DER or PEM.
 
         Raises:
-            CollateralError: If no URL has an answer, or the limit of requests or time is reached.
+            CollateralError: If no URL has an answer (also if there is none, or none is of an
+                allowed host), or the limit of requests or time is reached.
         """
         return self._first(urls, _CERTIFICATE_LIMIT)
 
@@ -140,7 +141,7 @@ class IssuerSession:
         return self._first(urls, _CRL_LIMIT)
 
     def mark_verified(self) -> None:
-        """Note that all answers of the session were verified."""
+        """Cache all answers of the session for an hour; call it after their verification."""
         for url, body in self._used:
             self._fetcher.mark_verified(url, body)
 

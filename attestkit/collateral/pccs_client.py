@@ -138,7 +138,12 @@ class Service:
         self._getter = getter
 
     def collateral(self, tee: str, platform: Platform) -> Collateral:
-        """Fetch the collateral of `platform`; `tee` is "sgx" or "tdx"."""
+        """Fetch the collateral of `platform`; `tee` is "sgx" or "tdx".
+
+        Raises:
+            CollateralError: If a request fails, or a response is malformed; names the URL.
+            UsageError: If the getter returns something other than a `Response`.
+        """
         # TCB info first: an invented FMSPC then costs a single request.
         tcb = self._get(f"/{tee}/certification/v4/tcb", fmspc=platform.fmspc)
         tcb_info, tcb_signature = tcb.signed("tcbInfo")
@@ -164,7 +169,12 @@ class Service:
         return self._get("/sgx/certification/v4/rootcacrl")
 
     def find(self, query: PckCertQuery) -> tuple[Platform, str]:
-        """Fetch the PCK certificate of a query; return its platform, and the chain in PEM."""
+        """Fetch the PCK certificate of a query; return its platform, and the chain in PEM.
+
+        Raises:
+            CollateralError: As `collateral`, and if the certificate is for other SVNs.
+            UsageError: As `collateral`.
+        """
         checked = self._get("/sgx/certification/v4/pckcert", **query._asdict())
         # The certificate for other SVNs has another key, which would not verify the quote.
         if checked.header(("SGX-TCBm",)).lower() != query.cpusvn + query.pcesvn:

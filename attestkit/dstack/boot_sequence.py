@@ -102,7 +102,10 @@ def measure_app(
         events: The events from `boot_events`.
 
     Raises:
-        JournalError: If events other than these were emitted before, or the register was extended.
+        JournalError: If only some of these or other events were emitted before, or the register was
+            extended (reason `too_late`).
+        BackendError: If the platform rejects an extend; earlier events remain.
+        UsageError: If the events have another digest version than the log.
     """
     with log.locked():
         done, register = log.events(), read_register()
@@ -135,6 +138,7 @@ def continue_boot(
         JournalError: If the log does not match the register (reason `mismatch`), or has events
             other than these (`too_late`).
         BackendError: If the platform rejects an extend; earlier events remain.
+        UsageError: If the events have another digest version than the log.
     """
     with log.locked():
         done, register = log.events(), read_register()

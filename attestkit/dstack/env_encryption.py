@@ -46,14 +46,15 @@ def encrypt_env_vars(
     """Return the encrypted environment in hex, as `encrypt_env_vars` of the dstack SDKs.
 
     Args:
-        variables: Names and values, in order.
+        variables: Names and values, in order. The limits of `decrypt_env_vars` are not checked.
         public_key: X25519 public key of the application, 64 hex digits with or without `0x`.
         ephemeral_secret: 32 bytes, for tests only; reuse reveals the plaintext.
         iv: 12 bytes, for tests only.
         random: Function that returns the given number of random bytes.
 
     Raises:
-        UsageError: If the public key is malformed, or a name or value is not Unicode text.
+        UsageError: If the public key is malformed or has low order, a name or value is not Unicode
+            text, or `ephemeral_secret` or `iv` has another size.
     """
     text = write_variables(variables)
     try:
@@ -74,9 +75,9 @@ def decrypt_env_vars(secret: bytes, sealed: bytes, allowed: Collection[str]) -> 
         allowed: Names that the application accepts; other variables are ignored, unchecked.
 
     Raises:
-        FormatError: If the plaintext is malformed, a name is not an identifier, or a limit is
-            exceeded: 1024 variables, 255 bytes per name, 131072 bytes per value, 1048576 bytes in
-            all.
+        FormatError: As `open_sealed`, or if the plaintext is malformed, a name is not an
+            identifier, or a limit is exceeded: 1024 variables, 255 bytes per name, 131072 bytes per
+            value, 1048576 bytes in all.
         VerificationError: If the ciphertext was altered, or encrypted to a different key.
         UsageError: If the secret is neither empty nor 32 bytes.
     """
@@ -201,7 +202,7 @@ def verify_env_encrypt_public_key(
 
     Returns:
         The public key of the signer as `0x` and 66 hex digits (compressed secp256k1), or None if
-        an argument is malformed or the timestamp is out of range.
+        an argument is malformed, the timestamp is out of range, or no key has this signature.
     """
     if not 0 <= timestamp < 1 << 64:
         return None
@@ -225,7 +226,7 @@ def verify_env_encrypt_public_key_legacy(
 
     Returns:
         The public key of the signer as `0x` and 66 hex digits (compressed secp256k1), or None if an
-        argument is malformed.
+        argument is malformed, or no key has this signature.
     """
     return _signer(public_key, signature, app_id, b"")
 

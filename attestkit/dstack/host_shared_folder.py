@@ -159,10 +159,11 @@ class HostShared:
             return self._sys_config
 
     def instance_id(self, app_id: bytes) -> bytes:
-        """Return the instance id, 20 bytes; empty if the app or the host has none.
+        """Return the instance id, 20 bytes; empty if the app wants none or the host has no seed.
 
-        As in the dstack guest: the first 20 bytes of SHA-256 over the seed in `.instance_info`, 20
-        bytes, and the app id.
+        The app wants none if its app-compose sets `no_instance_id`. As in the dstack guest, the id
+        is the first 20 bytes of SHA-256 over the seed in `.instance_info`, 20 bytes, and `app_id`,
+        20 bytes.
 
         Raises:
             UnsupportedError: If the app-compose is missing.
@@ -234,6 +235,7 @@ class HostShared:
 
         Raises:
             ConfigError: If the file cannot be written.
+            UsageError: If `keys` are closed.
         """
         keys.save(self._overrides.get(APP_KEYS) or self._folder / APP_KEYS)
 
@@ -267,6 +269,7 @@ def read_file(path: Path, *, folder: Path | None = None) -> bytes:
 
     Raises:
         ConfigError: If the file cannot be read, is not a regular file, or is over 16 MiB.
+        UnsupportedError: If `folder` is given, and the system is not Linux.
     """
     try:
         if folder is None:
@@ -320,6 +323,7 @@ def read_app_compose(path: Path, *, folder: Path | None = None) -> AppCompose:
 
     Raises:
         ConfigError: If the file cannot be read or is invalid.
+        UnsupportedError: As `read_file`.
     """
     return _parse_file(path, AppCompose.parse, folder=folder)
 
@@ -332,6 +336,7 @@ def read_sys_config(path: Path, *, folder: Path | None = None) -> SysConfig:
 
     Raises:
         ConfigError: If the file cannot be read or is invalid.
+        UnsupportedError: As `read_file`.
     """
     return _parse_file(path, SysConfig.parse, folder=folder)
 

@@ -20,7 +20,10 @@ _Hex = Annotated[str, msgspec.Meta(pattern=r"^(?:[0-9a-fA-F]{2}){0,64}\Z")]
 
 
 class CollateralUrls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """URLs of services with endorsements; None for the vendor's own service."""
+    """URLs of services with endorsements: `pccs` for Intel's (PCCS), `amd_kds` for AMD's (KDS).
+
+    None stands for the vendor's own service.
+    """
 
     pccs: str | None = None
     amd_kds: str | None = None
@@ -32,7 +35,10 @@ class _Measurement(msgspec.Struct, frozen=True):
 
 
 class VmConfig(msgspec.Struct, frozen=True):
-    """Configuration of the VM: the JSON in the member `vm_config` of a sys-config."""
+    """Configuration of the VM: the JSON in the member `vm_config` of a sys-config.
+
+    Names and values are those of dstack; a missing member has the default. `os_image_hash` is hex.
+    """
 
     os_image_hash: _Hex = ""
     cpu_count: _U32 = 0
@@ -93,7 +99,7 @@ class SysConfig(msgspec.Struct, frozen=True):
 
     @property
     def pccs(self) -> str | None:
-        """URL of the PCCS, from `collateral_urls.pccs`, else from the older key `pccs_url`."""
+        """URL of the PCCS: `collateral_urls.pccs`, else the older key `pccs_url`, else None."""
         return self.collateral_urls.pccs or self.pccs_url
 
     @property

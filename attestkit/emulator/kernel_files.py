@@ -126,7 +126,7 @@ class File(Node):
     def open(self, flags: int) -> OpenFile:
         """Open the file with the flags of a system call; raises EACCES if the mode forbids it.
 
-        The mode applies to root too, as in configfs and sysfs.
+        The mode applies to root too, as in configfs and sysfs. An armed fault raises its errno.
         """
         self.faults.check(f"open:{self.label}")
         access = flags & os.O_ACCMODE
@@ -267,9 +267,10 @@ WRITE_LIMIT: Final = 4095  # bytes of one write to a text file of configfs
 
 
 class BinaryWriter(OpenFile):
-    """A binary file of configfs opened for writing; the content is committed at close(2).
+    """A binary file of configfs opened for writing; at close(2), `commit` gets the content.
 
-    A failed write also leads to a commit, of the content before it.
+    The content has at most `limit` bytes. A failed write also leads to a commit, of the content
+    before it.
     """
 
     seekable = False

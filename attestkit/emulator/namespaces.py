@@ -101,11 +101,11 @@ def _forbidden(error: OSError) -> BackendUnavailableError:
 
 
 def _explain_failure(error: OSError) -> str:
-    """Return as text why a user namespace cannot be created, and the remedy.
+    """Return as text why a user or mount namespace cannot be created, and the remedy.
 
     `error` is that of the system call.
     """
-    what = "user namespace: cannot be created"
+    what = "user or mount namespace: cannot be created"
     if error.errno == ENOSPC:
         return f"{what}; raise the limit, sysctl -w user.max_user_namespaces=15000, or run as root"
     if error.errno in {EPERM, EACCES}:

@@ -110,7 +110,8 @@ def receive(client: socket.socket, size: int) -> bytes:
     """Receive exactly `size` bytes from the connection `client`.
 
     Raises:
-        FormatError: If the client sends fewer.
+        FormatError: If the client disconnects before.
+        OSError: If the connection fails, or times out.
     """
     data = b""
     while len(data) < size:
@@ -206,7 +207,9 @@ def listen(place: str) -> socket.socket:
     kind, _, port = place.partition(":")
     vsock = kind == "vsock"
     if vsock and not (re.fullmatch(r"[0-9]{1,10}", port) and 0 < int(port) < (1 << 32) - 1):
-        raise UsageError(f"{place!r}: must be vsock:PORT, 1 to 4294967294", reason="wrong_value")
+        raise UsageError(
+            f"{place!r}: must be vsock:PORT, with a port of 1 to 4294967294", reason="wrong_value"
+        )
     if not vsock and not 0 < len(os.fsencode(place)) <= 107:
         text = f"{place!r}: the path of a Unix socket must have 1 to 107 bytes"
         raise UsageError(text, reason="wrong_size")

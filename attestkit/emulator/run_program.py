@@ -98,7 +98,8 @@ def run(
 
     Raises:
         BackendUnavailableError: If FUSE or namespaces are not available.
-        BackendError: If the emulator is terminated, which also ends the program.
+        BackendError: If the files cannot be mounted at the kernel's paths, or the emulator is
+            terminated, which also ends the program.
         AttestKitError: If `serve` fails.
     """
     load_fuse()
@@ -192,7 +193,9 @@ class _Emulator:
             return
         self.stop()
         if not outcome:
-            raise errors.BackendError("emulator: it ended before the mount", reason="io_error")
+            raise errors.BackendError(
+                "emulator: ended before the mount; see its error above", reason="io_error"
+            )
         kind: Any = getattr(errors, outcome, errors.BackendError)
         reason, _, text = rest.partition(" ")
         raise kind(text, reason=reason)

@@ -149,7 +149,11 @@ class Registers:
         self._log = None if runtime_log is None else Path(runtime_log)
 
     def extend(self, register: int, digest: bytes) -> None:
-        """Extend RTMR `register` (0 to 3) by a digest of 48 bytes, or inject the armed fault."""
+        """Extend RTMR `register` (0 to 3) by a digest of 48 bytes.
+
+        Raises:
+            OSError: EIO for an armed fault; it decides whether the register was extended.
+        """
         fault = self._faults.strike("extend")
         if fault is None and register == 3:
             fault = self._faults.strike("tear")

@@ -181,8 +181,8 @@ class EventLog:
         Digests of runtime events may be empty; they are always computed from name and payload.
 
         Raises:
-            FormatError: If the text is not JSON, or an event is not valid; the message gives the
-                index of the event.
+            FormatError: If the text is not JSON, has over 16,777,216 characters or 65,536 events,
+                or an event is not valid; the message gives the index of the event.
             UsageError: If `data` is neither `bytes` nor `str`.
         """
         walked = _native.agent_json_walk(data)
@@ -234,7 +234,8 @@ class EventLog:
         A version 2 event that does not match its preimage is accepted here and fails `check`.
 
         Raises:
-            FormatError: If an event is not valid; the message gives its index.
+            FormatError: If register, type, version, name or digest of an event is not valid; the
+                message gives its index.
         """
         wire_events = tuple(wire_events)
         if (made := _make_events(wire_events)) is None:
@@ -288,12 +289,12 @@ class EventLog:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Texts about anomalies that do not make the log invalid."""
+        """Texts about anomalies that do not make the log invalid; usually empty."""
         source = self._source
         return self._warnings if source is None else source.warnings()
 
     def replay(self) -> Rtmrs:
-        """Return the four registers after extending them by the digests, 48 bytes each."""
+        """Return RTMR0 to RTMR3, 48 bytes each, after the log's digests have extended zeros."""
         return _native.replay(*self._columns)
 
     def _packed(self) -> tuple[bytes, bytes]:
@@ -301,7 +302,7 @@ class EventLog:
 
     @staticmethod
     def replay_many(logs: Iterable["EventLog"]) -> list[Rtmrs]:
-        """Return the registers after replaying each log, in the order of the logs."""
+        """Return the result of `replay` for each log, in the order of the logs."""
         return _native.replay_many([EventLog._packed(log) for log in logs])
 
     def check(self, quote: RtmrSource, registers: Sequence[int] = (0, 1, 2, 3)) -> None:
@@ -315,7 +316,8 @@ class EventLog:
             ReplayError: If a register differs (reason `rtmr_mismatch`). The message lists every
                 register that differs; the attributes of the error describe the first one.
             VerificationError: If the runtime events are ambiguous; see `check_events`.
-            UsageError: If `registers` is empty, or not numbers from 0 to 3.
+            UsageError: If `registers` is empty, or not numbers from 0 to 3, or the quote is of an
+                SGX enclave.
         """
         if not registers or not all(register in (0, 1, 2, 3) for register in registers):
             message = "registers: must be one or more numbers from 0 to 3"
@@ -367,7 +369,8 @@ class EventLog:
         """Return a copy of this log with runtime events appended.
 
         Raises:
-            UsageError: If one of them is not a runtime event of RTMR3.
+            UsageError: If one of them is not a valid runtime event of RTMR3; the message gives its
+                index in `events`.
         """
         more = tuple(events)
         for index, event in enumerate(more):
@@ -477,7 +480,7 @@ def _check_event(event: Event, index: int) -> None:
     except FormatError as error:
         raise UsageError(error.message, reason="wrong_value") from error
     except (TypeError, AttributeError) as error:
-        message = f"event {index}: register, type and version must be int, the name str: {error}"
+        message = f"event {index}: register, type and version must be integers, the name text"
         raise UsageError(message, reason="wrong_type") from error
     if event.version != 1 and not event.is_runtime:
         raise UsageError(

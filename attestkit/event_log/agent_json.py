@@ -37,6 +37,7 @@ class AgentJsonSource(NamedTuple):
     digests: bytes
     """Digests of the events that extend a register, in order, 48 bytes each."""
     regular: bool
+    """Whether the runtime events are known to be unambiguous, as `check_runtime_events` checks."""
 
     def events(self) -> tuple[Event, ...]:
         """Decode the events."""
@@ -79,13 +80,14 @@ class _DuplicateMember(NamedTuple):
 
 
 def parse(text: str | bytes) -> list[WireEvent]:
-    """Parse the array; registers, types and digests are not checked here.
+    """Parse the array; ranges of registers and types, and sizes of digests, are not checked here.
 
     Bytes must be UTF-8.
 
     Raises:
-        FormatError: If the text is not UTF-8 or not JSON (offset in bytes of the UTF-8 form), or
-            an event is not an object with the keys above (the message gives its index).
+        FormatError: If the text is not UTF-8 or not JSON (offset in bytes of the UTF-8 form), has
+            over 16,777,216 characters or 65,536 events, or an event is not an object with the keys
+            of the module's docstring (the message gives its index).
         UsageError: If `text` is neither `bytes` nor `str`.
     """
     if isinstance(text, bytes):
@@ -107,7 +109,9 @@ def parse(text: str | bytes) -> list[WireEvent]:
     except RecursionError as error:
         raise FormatError("event log: nested too deeply", reason="too_deep") from error
     except ValueError as error:  # a number of thousands of digits, or NaN
-        raise FormatError(f"event log: not JSON: {error}", reason="syntax") from error
+        raise FormatError(
+            "event log: not JSON: NaN, Infinity or a number with too many digits", reason="syntax"
+        ) from error
     if not isinstance(items, list):
         raise wrong_json_type("event log", "a JSON array", items)
     if len(items) > MAX_EVENTS:
@@ -176,9 +180,9 @@ def member_error(members: dict[str, Any], key: str, expected: str) -> FormatErro
 
 
 def dump(events: Iterable[Event], *, preimages: bool) -> str:
-    """Return the events as the agent writes them: compact JSON, with the keys in its order.
+    """Return the events as the agent writes them: a compact JSON array, the keys in its order.
 
-    With `preimages`, runtime events of version 2 have their preimages.
+    With `preimages`, runtime events of version 2 have the member `preimage`.
     """
     # A function call per event would take a third longer.
     texts = [

@@ -90,6 +90,7 @@ class WireEvent(NamedTuple):
     digest: bytes
     """48 bytes, or empty for a runtime event."""
     event: str
+    """Name; empty for most firmware events."""
     event_payload: bytes
     version: int = 1
     preimage: str | None = None

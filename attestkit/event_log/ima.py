@@ -46,11 +46,13 @@ class ImaRecord(NamedTuple):
 
     @property
     def is_violation(self) -> bool:
-        """Whether a file was open for writing while it was measured."""
+        """Whether the digest is zeros: a file was open for writing while it was measured."""
         return not any(self.digest)
 
     def template_digest(self, bank: str) -> bytes:
-        """Return the digest that extends a bank, such as `sha256`: 0xFF bytes for a violation.
+        """Return the digest that extends PCRs of a bank, such as `sha256`.
+
+        It is the bank's hash of the template data, or 0xFF bytes for a violation.
 
         Raises:
             UsageError: If the bank is unknown.
@@ -79,6 +81,8 @@ class ImaLog(NamedTuple):
     @classmethod
     def parse(cls, data: bytes) -> "ImaLog":
         """Parse a log in binary; the size of its digests, and so the bank, is recognised.
+
+        Empty `data` are a log without records, of bank `sha1`.
 
         Raises:
             FormatError: If the log is malformed, a digest is not that of the template data, or the
@@ -118,7 +122,7 @@ class ImaLog(NamedTuple):
 
     @property
     def boot_aggregate(self) -> tuple[str, bytes] | None:
-        """Hash name and value of the first record if it is `boot_aggregate`; None otherwise."""
+        """Hash name and digest in the first record if it is `boot_aggregate`; None otherwise."""
         if not self.records or self.records[0].is_violation:
             return None
         record = self.records[0]
@@ -137,7 +141,7 @@ class ImaLog(NamedTuple):
         Args:
             bank: sha1, sha256, sha384 or sha512.
             pcr: Number of the PCR.
-            start: Value before the first record; empty for zeros.
+            start: Value before the first record, of the bank's digest size; empty for zeros.
 
         Raises:
             UsageError: If the bank is unknown.

@@ -231,7 +231,11 @@ class Journal:
 
     @property
     def version(self) -> int:
-        """Digest version, 1 or 2, of this boot's events; without events the configured one."""
+        """Digest version, 1 or 2, of this boot's events; without events the configured one, or 1.
+
+        Raises:
+            JournalError: If the file with the version cannot be read or is damaged.
+        """
         try:
             return self._stored_version() or self._configured_version or 1
         except OSError as error:
@@ -303,10 +307,12 @@ class Journal:
         """Extend the register by the event and log it, or neither.
 
         Raises:
-            UsageError: If the event has another digest version than this boot's events.
+            UsageError: If the event has another digest version than this boot's events, or is not a
+                runtime event.
             JournalError: If log and register do not match, or a file cannot be written. If the
                 reason is `not_recorded`, the register was extended, and the next use of the log
-                appends the event.
+                appends the event. If it is `outcome_unknown`, the register cannot be read after the
+                extend, and the next use of the log appends or drops the event.
             BackendError: If extending the register fails; nothing was changed.
         """
         fate = "nothing was changed"
@@ -423,6 +429,9 @@ class Journal:
         """Start the log of a new boot with `events`, by which the register is already extended.
 
         The log of an earlier boot is archived. `boot_id` is as for `Journal`.
+
+        Raises:
+            JournalError: If a file cannot be written.
         """
         with self._lock:
             try:
@@ -440,7 +449,7 @@ class Journal:
                 raise _failure("start", error, "unwritable") from error
 
     def close(self) -> None:
-        """Close the lock file, which releases the lock."""
+        """Close the lock file, which releases it; `events` and `emit` then raise JournalError."""
         self._closed = True
         self._has_lock = self._is_current = False
         self._folder.close()

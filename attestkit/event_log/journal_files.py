@@ -233,6 +233,8 @@ def damaged(path: str, problem: str, reason: JournalReason = "damaged") -> Journ
 class LogFile:
     """The log file as last read or written. The caller holds the lock of the folder.
 
+    Methods raise OSError if a file cannot be read or written.
+
     `events` and `replay` (48 bytes) are those of the complete lines, `tail` is an incomplete last
     line, and `stamp` the state of the file (None: missing).
     """
@@ -291,7 +293,10 @@ class LogFile:
             self.stamp = self.folder.stamp(LOG)
 
     def append(self, event: Event, line: bytes) -> None:
-        """Append an event and its line, after the complete lines; durable when it returns."""
+        """Append an event and its line (bytes, with newline), after the complete lines.
+
+        It is durable when this returns. An incomplete last line is removed before.
+        """
         self.drop_tail()
         new = self.stamp is None
         self.folder.append(LOG, line)

@@ -54,7 +54,13 @@ class RuntimeLog(Protocol):
         ...
 
     def emit(self, event: Event) -> None:
-        """Extend the register by the event and log it, or neither."""
+        """Extend the register by the event and log it, or neither.
+
+        Raises:
+            UsageError: If the event has another digest version than the log.
+            JournalError: If the register does not match the log, or the log cannot be written.
+            BackendError: If extending the register fails; nothing was changed.
+        """
 
     def close(self) -> None:
         """Close open files."""
@@ -112,14 +118,17 @@ def mismatch_error(
 
 
 def check_version(event: Event, version: int) -> None:
-    """Raise UsageError if the event does not have the digest version of this boot's events."""
+    """Raise UsageError if the event does not have the digest version `version` (1 or 2)."""
     if event.version != version:
         message = f"event version: this boot's events have version {version}, not {event.version}"
         raise UsageError(message, reason="conflict")
 
 
 class MemoryJournal:
-    """A runtime log in memory, for a guest that is simulated in this process."""
+    """A runtime log in memory, for a guest that is simulated in this process.
+
+    `version` is the digest version of its events, 1 or 2.
+    """
 
     path = ""
 

@@ -61,7 +61,7 @@ RESERVED_NAMES: Final = frozenset(
 
 
 def runtime_event(name: str, payload: bytes, version: int = 1) -> Event:
-    """Create a runtime event with its digest.
+    """Return a runtime event of RTMR3, with its digest.
 
     Args:
         name: Any text; in version 1 without a colon. `RESERVED_NAMES` are allowed here.
@@ -158,8 +158,8 @@ def parse_runtime_lines(data: bytes) -> tuple[Event, ...]:
     Blank lines are skipped. The last line may lack its newline.
 
     Raises:
-        FormatError: If a line is malformed. The message gives the line number, counted from 1,
-            and `offset` is the start of that line.
+        FormatError: If a line is malformed, or has an unknown version. The message gives the line
+            number, counted from 1, and `offset` is the start of that line.
         UsageError: If `data` is not `bytes`.
     """
     require_bytes("runtime log", data)
@@ -179,7 +179,7 @@ def parse_runtime_lines(data: bytes) -> tuple[Event, ...]:
 def _line_event(line: bytes, index: int) -> Event:
     members = decode_strictly(line)
     if not isinstance(members, dict):
-        message = f"must be a JSON object, not {type(members).__name__}"
+        message = "must be a JSON object"
         raise FormatError(message, reason="wrong_type")
     name, payload = members.get("event"), members.get("payload")
     version = members.get("version", 1)

@@ -88,9 +88,9 @@ class CcelSource(NamedTuple):
 
 
 def identify_other_log(data: bytes) -> str | None:
-    """Return a description of `data`, a log that is not a CCEL, from its first bytes.
+    """Return the kind of `data`, such as "a list of IMA measurements", for an error text.
 
-    None if it is unknown.
+    `data` is a log that is not a valid CCEL. None is returned if the kind is unknown.
     """
     is_table = data.startswith(b"CCEL") and int.from_bytes(data[4:8], "little") == len(data)
     is_ima = data[:1] in _IMA_STARTS and b" ima" in data[:160]
@@ -134,7 +134,7 @@ class TpmEvent(NamedTuple):
         """Return the digest of one bank, such as `sha256`.
 
         Raises:
-            UsageError: If the record has no digest of that bank.
+            UsageError: If the record has no digest of that bank; `digests` has the banks.
         """
         for name, digest in self.digests:
             if name == bank:

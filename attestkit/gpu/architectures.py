@@ -73,7 +73,7 @@ class DeviceLabel(NamedTuple):
     def error(
         self, problem: object, reason: GpuReason, *, by_policy: bool = False
     ) -> GpuEvidenceError:
-        """Return an error with text `problem` about this device.
+        """Return an error whose text is the name of this device and `problem`.
 
         `by_policy` is whether a rule of the policy is violated.
         """
@@ -83,8 +83,9 @@ class DeviceLabel(NamedTuple):
     def refused_as(self, reason: GpuReason) -> "RefusedAs":
         """Return a context manager: FormatError and VerificationError become GpuEvidenceError.
 
-        The new error names this device and has `reason`. A CollateralError keeps its type and
-        reason, as missing or unusable endorsements say nothing about the device.
+        The new error names this device and has `reason`; a GpuEvidenceError without a device gets
+        this one. A CollateralError keeps its type and reason, as missing or unusable endorsements
+        say nothing about the device, unless it is a CollateralExpiredError, a VerificationError.
         """
         return RefusedAs(self, reason)
 

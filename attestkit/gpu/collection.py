@@ -54,7 +54,8 @@ def collect(nonce: bytes, *, switches: bool | None = None) -> GpuEvidence:
     Raises:
         UsageError: If the nonce is not 32 bytes.
         BackendUnavailableError: If the driver, its libraries or nvidia-ml-py are missing or too
-            old, there is no GPU of Hopper or later, or confidential computing is off.
+            old, this process lacks a permission, there is no GPU, a device is not of Hopper,
+            Blackwell or LS10, or confidential computing is off.
         BackendBusyError: If the driver does not answer in time.
         BackendError: If the driver returns any other error, or invalid data.
     """
@@ -103,8 +104,10 @@ def read_state(*, time_limit: float = TIME_LIMIT) -> ConfComputeState:
 
     `time_limit` is in seconds, for each call of the driver.
 
+    If it is off, `enabled` is False, or the driver reports it as unsupported, which is an error.
+
     Raises:
-        BackendError: As for `collect`.
+        BackendError: If the driver is missing, does not answer, or fails, as for `collect`.
     """
     with contextlib.closing(Nvml(time_limit)) as nvml:
         return nvml.state()

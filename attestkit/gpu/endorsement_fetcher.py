@@ -77,9 +77,9 @@ def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> byt
         The XML document.
 
     Raises:
-        CollateralError: If there is no such RIM (`missing`), the service cannot be reached or
-            returned an error (`fetch_failed`), or its answer is invalid (`malformed`,
-            `too_large`).
+        CollateralError: If there is no such RIM, or `identifier` has other characters than letters,
+            digits, `_`, `-` and `.` (`missing`), the service cannot be reached or returned an error
+            (`fetch_failed`), or its answer is invalid (`malformed`, `too_large`).
     """
     if not IDENTIFIER.fullmatch(identifier):
         # Versions in a report are text of the device.
@@ -193,7 +193,11 @@ class GpuServices(NamedTuple):
     proxy: str | None = None  # None: direct connections
 
     def open(self) -> tuple[Getter, Poster]:
-        """Return `getter` and `poster`; a missing one is that of a new HttpGetter."""
+        """Return `getter` and `poster`; a missing one is that of a new HttpGetter.
+
+        Raises:
+            UsageError: If the URL of the proxy is not valid.
+        """
         if self.getter is not None and self.poster is not None:
             return self.getter, self.poster
         from attestkit.collateral.http_getter import HttpGetter  # lazy: loads http and ssl
@@ -205,7 +209,8 @@ class GpuServices(NamedTuple):
         """Return the function that gets URLs of the RIM service, with `rim_key` if given.
 
         Raises:
-            UsageError: If both `rim_key` and `getter` are given, or the key is not printable ASCII.
+            UsageError: If both `rim_key` and `getter` are given, the key is empty or not printable
+                ASCII, or the URL of the proxy is not valid.
         """
         if self.rim_key is None:
             return self.open()[0]

@@ -92,7 +92,7 @@ class GpuEndorsements:
 
         Raises:
             CollateralError: If the JSON is malformed, over 32 MiB, not of this format and version,
-                or has an unknown member.
+                has an unknown member, or exceeds a limit of this class.
         """
         if len(data) > MAX_JSON:
             raise _bad(f"{len(data)} bytes, at most {MAX_JSON}", "too_large")
@@ -103,7 +103,7 @@ class GpuEndorsements:
         return cls(found.rims, found.ocsp, found.jwks, found.nras)
 
     def to_json(self) -> bytes:
-        """Return JSON with all values in base64."""
+        """Return JSON for `from_json`: name and version of the format, and the fields in base64."""
         rims = dict(sorted(self.rims.items()))
         found = _Document(_FORMAT, _VERSION, rims, self.ocsp, self.jwks, self.nras)
         return msgspec.json.format(msgspec.json.encode(found), indent=1) + b"\n"
@@ -152,6 +152,7 @@ class GpuEndorsements:
                 `device_chain`, `report_signature`).
             CollateralError: If a RIM does not exist (`missing`), or a service cannot be reached or
                 returns an error or an invalid answer.
+            UsageError: If `services` has both `rim_key` and `getter`, or an invalid key or proxy.
         """
         from attestkit.gpu.endorsement_fetcher import fetch_parts  # lazy: only to fetch
 
@@ -178,8 +179,8 @@ class GpuEndorsements:
 
         Raises:
             FormatError: If a device chain is malformed.
-            UsageError: If the nonce does not have 32 bytes, or the URL is neither https nor http of
-                this machine (127.0.0.1, ::1).
+            UsageError: If the nonce does not have 32 bytes, the URL is neither https nor http of
+                this machine (127.0.0.1, ::1), or `services` has an invalid key, version or proxy.
             CollateralError: If the service cannot be reached, or returns an error or an invalid
                 answer.
         """

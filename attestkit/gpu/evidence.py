@@ -71,7 +71,10 @@ class DeviceEvidence:
         return "".join(texts).encode("ascii")
 
     def to_object(self) -> dict[str, str]:
-        """Return the members of NVIDIA's JSON, all text: arch, certificate, evidence and nonce."""
+        """Return the device in NVIDIA's JSON: `certificate` (PEM) and `evidence`, each in base64.
+
+        With `arch` and `nonce` (hex), if they are stated.
+        """
         members = {
             "certificate": b64encode(self.chain_pem).decode("ascii"),
             "evidence": b64encode(self.report).decode("ascii"),
@@ -115,8 +118,8 @@ class GpuEvidence:
             data: JSON, at most 4 MiB.
 
         Raises:
-            FormatError: If the JSON or the encoding of a report or chain is malformed. Reports and
-                certificates are not parsed.
+            FormatError: If the JSON or the encoding of a report or chain is malformed or too large,
+                or it has no device or over 64. Reports and certificates are not parsed.
             UsageError: If `data` is neither `bytes` nor `str`.
         """
         if not isinstance(data, (bytes, str)):
@@ -127,7 +130,7 @@ class GpuEvidence:
         return cls(read_devices(read(raw, _SUBJECT)), raw)
 
     def to_json(self) -> bytes:
-        """Return the JSON as it was received, or the bare list of NVIDIA's SDKs."""
+        """Return the JSON as it was received; if created here, a list as of NVIDIA's SDKs."""
         return self.raw
 
 
@@ -137,7 +140,8 @@ def read_devices(value: object) -> tuple[DeviceEvidence, ...]:
     Its member is `evidences`, `evidence_list` or `device_evidence_list`.
 
     Raises:
-        FormatError: If the value is malformed, or has no device or more than 64.
+        FormatError: If the value is malformed, has no device or more than 64, or its `result_code`
+            states that the collection failed.
     """
     entries, shared = value, {}
     if isinstance(value, dict):
@@ -156,7 +160,7 @@ def read_devices(value: object) -> tuple[DeviceEvidence, ...]:
 
 def _check_count(count: int) -> None:
     if not count:
-        raise _bad("must have a device", "missing")
+        raise _bad("must have a device; collect evidence of a machine with GPUs", "missing")
     if count > MAX_DEVICES:
         raise _bad(f"{count} devices, at most {MAX_DEVICES}", "too_many")
 
@@ -264,7 +268,9 @@ def _bad(problem: str, reason: FormatReason) -> FormatError:
 def verify_device(
     device: DeviceEvidence, label: DeviceLabel, root: bytes, now: datetime, *, strip_nul: bool
 ) -> tuple[Report, DeviceChain]:
-    """Parse a report, and verify a device's certificates; the report's signature is not verified.
+    """Return a device's parsed report, and its verified chain with the root.
+
+    The signature of the report is not verified.
 
     Args:
         device: Evidence of the device.
@@ -274,8 +280,8 @@ def verify_device(
         strip_nul: Whether to accept one NUL byte after the report's signature.
 
     Raises:
-        GpuEvidenceError: If report or chain is malformed (`format`), or the chain is not valid
-            (`device_chain`).
+        GpuEvidenceError: If the report is malformed (`format`), or the chain is malformed or not
+            valid (`device_chain`).
     """
     with label.refused_as("format"):
         report = Report.parse(device.report, strip_nul=strip_nul)

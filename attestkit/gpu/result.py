@@ -59,13 +59,13 @@ class DeviceResult(NamedTuple):
     architecture: str  # HOPPER, BLACKWELL, LS10
     driver_version: str | None  # None of a switch
     vbios_version: str
-    device_serial: str  # hex, of the device's lasting certificate
-    pdi: bytes  # 8 bytes
+    device_serial: str  # hex, of the device's lasting certificate; empty in a result of nvattest
+    pdi: bytes  # lasting identifier of the device, 8 bytes; empty in a result of nvattest
     ueid: str  # decimal; changes with the firmware
     mode: DeviceMode | None  # None if the report does not have it
     nvdec0: bool | None
     nonce: bytes  # of the report, 32 bytes
-    matched: int  # measurements that equal their reference values
+    matched: int  # number of measurements that equal their reference values; 0 without RIMs
     skipped: tuple[int, ...] = ()  # active indexes that were not compared
     mismatches: tuple[int, ...] = ()  # indexes of differing measurements that the rules accept
     rims: tuple[RimFacts, ...] = ()

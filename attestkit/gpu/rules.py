@@ -202,7 +202,7 @@ def driver_key(version: str) -> tuple[int, ...]:
     """Return the numbers of a driver version such as `550.90.07`, for a comparison.
 
     Raises:
-        UsageError: If the version is not decimal numbers separated by dots.
+        UsageError: If the version is not decimal numbers separated by dots, or over 64 characters.
     """
     return _version_key("driver", version, 10)
 
@@ -211,14 +211,15 @@ def vbios_key(version: str) -> tuple[int, ...]:
     """Return the numbers of a VBIOS version such as `96.00.9F.00.01` (hex), for a comparison.
 
     Raises:
-        UsageError: If the version is not hex numbers separated by dots.
+        UsageError: If the version is not hex numbers separated by dots, or over 64 characters.
     """
     return _version_key("vbios", version, 16)
 
 
 def _version_key(what: str, version: object, base: int) -> tuple[int, ...]:
     if not isinstance(version, str) or not 0 < len(version) <= _MAX_TEXT:
-        raise UsageError(f"min_{what}: must be a version as text", reason="wrong_type")
+        message = f"min_{what}: must be a version as text of 1 to {_MAX_TEXT} characters"
+        raise UsageError(message, reason="wrong_type")
     digits = "0123456789abcdefABCDEF"[: 10 if base == 10 else None]
     parts = version.split(".")
     if not all(part and all(one in digits for one in part) for part in parts):

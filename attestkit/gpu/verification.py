@@ -46,7 +46,11 @@ class AppraisedDevice(NamedTuple):
 def device_steps(
     appraised: Sequence[AppraisedDevice], checks: DeviceChecks
 ) -> tuple[VerificationStep, ...]:
-    """Return the steps of the result that summarize the checks of single devices."""
+    """Return the steps that summarize the checks of single devices.
+
+    They are about reports, OCSP, RIMs and measurements. With tokens in place of RIMs, the last
+    three are skipped.
+    """
     gpus = [one.device.report.kind for one in appraised].count("gpu")
     what = f"{gpus} GPUs" if gpus != 1 else "1 GPU"
     if switches := len(appraised) - gpus:
@@ -133,8 +137,9 @@ def verify(
 
     Raises:
         FormatError: If the JSON is malformed.
-        GpuEvidenceError: If a device is not valid or not accepted. The error is that of the first
-            such device; its text lists all.
+        GpuEvidenceError: If a device is not valid or not accepted, or modes and connections of the
+            devices do not fit together. The error is that of the first such device; its text lists
+            all devices that are not valid.
         CollateralError: If endorsements are missing or unusable, and no device was rejected.
         UsageError: If an argument has the wrong type or size.
     """

@@ -66,7 +66,8 @@ class AgentKeys:
 
         Raises:
             UsageError: If the algorithm is unknown, or the path has unpaired surrogates.
-            UnsupportedError: If the agent does not support the algorithm.
+            UnsupportedError: If the agent does not support the algorithm, or returns a key of an
+                epoch other than 0 (reason `key_epoch`).
             BackendError: If the response is malformed.
         """
         separated = separated_path(path, algorithm)
@@ -96,7 +97,8 @@ class AgentKeys:
         Raises:
             UsageError: If the algorithm is unknown, a text has unpaired surrogates, or the purpose
                 has control characters.
-            UnsupportedError: If the agent does not support the algorithm.
+            UnsupportedError: If the agent does not support the algorithm, or returns a key of an
+                epoch other than 0 (reason `key_epoch`).
             BackendError: If the response is malformed. The signatures of the chain are not
                 verified; see `verify_key_chain`.
         """
@@ -120,8 +122,9 @@ class AgentKeys:
         Raises:
             UsageError: If the algorithm is missing or unknown, the domain has unpaired surrogates,
                 or the agent refuses the domain.
-            UnsupportedError: If the agent does not have the v1 API. Its older methods return other
-                keys, so they are not used instead.
+            UnsupportedError: If the agent does not have the v1 API, or returns a key of an epoch
+                other than 0 (reason `key_epoch`). Its older methods return other keys, so they are
+                not used instead.
             BackendError: If the response is malformed, or its parts do not belong together.
         """
         encode_v1_names(domain, algorithm)

@@ -37,8 +37,8 @@ class AppKeys(Secret):
     """Keys of an application, as in `.appkeys.json` of the dstack guest agent.
 
     Create one with `load`, `from_json`, `from_seed` or `generate`. After `close()`, or after the
-    `with` block, access to a secret raises UsageError. Copies that Python or the cryptography
-    packages made cannot be wiped.
+    `with` block, access to a key, `root_public_key` or `kms_provider` raises UsageError. Copies
+    that Python or the cryptography packages made cannot be wiped.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class AppKeys(Secret):
         content = self.to_json().encode()
         try:
             if len(content) > LARGEST:
-                raise ConfigError(f"{path}: over {LARGEST} bytes", reason="too_large")
+                raise ConfigError(f"{path}: would be over {LARGEST} bytes", reason="too_large")
             remove_abandoned(Path(path))  # those contain keys
             replace_file(Path(path), content, mode=0o600)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the path
@@ -286,8 +286,8 @@ class AppKeys(Secret):
 
         `public_key` is compressed secp256k1 (33 bytes) or Ed25519 (32 bytes). The first signature
         is the root key's, recoverable (65 bytes), over the Keccak-256 hash of the claim, see
-        `v0_claim`; the second is `k256_signature`. The root key signs nothing but the claims of
-        this method and of `endorse_v1`.
+        `v0_claim`; the second is `k256_signature`, empty without a KMS. The root key signs nothing
+        but the claims of this method and of `endorse_v1`.
 
         Raises:
             UsageError: If the purpose has control characters or unpaired surrogates, or the
@@ -315,6 +315,9 @@ class AppKeys(Secret):
         `algorithm` is `secp256k1` or `ed25519`. The key is derived once and stored until `close()`.
         This exposes no more secrets, because the root key, from which it is derived, is stored as
         well.
+
+        Raises:
+            UsageError: If the AppKeys are closed.
         """
         self._root_key()
         found = self._signers.get(algorithm)

@@ -29,6 +29,9 @@ def derive_bytes(root: bytes | bytearray, *parts: bytes, length: int = 32) -> by
     """Derive `length` bytes (0 to 8160) from `root` with HKDF-SHA256 and the salt `RATLS`.
 
     The parts are concatenated without separator: `b"ab", b"c"` and `b"a", b"bc"` are equal.
+
+    Raises:
+        UsageError: If `length` is not 0 to 8160.
     """
     return hkdf_sha256(root, b"".join(parts), length, _SALT)
 
@@ -87,6 +90,9 @@ def derive_x25519(root: bytes, *parts: bytes) -> bytes:
     """Derive an X25519 secret (32 bytes, not clamped) as a dstack KMS does.
 
     It is the SHA-256 of the PKCS#8 DER of `derive_p256(root, *parts)`.
+
+    Raises:
+        UsageError: As `derive_p256`.
     """
     der = derive_p256(root, *parts).pkcs8_der
     secret = sha256(der)

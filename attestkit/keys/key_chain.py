@@ -93,9 +93,11 @@ def verify_key_chain(
 
     Raises:
         SignatureError: If the chain does not have two links (reason `chain_length`), the key has a
-            wrong size (`invalid_key`), a link is malformed (`bad_signature`), the second link is
-            empty (`no_issuer`), or the chain does not lead to a trusted key (`untrusted_root`).
-        UsageError: If an expected value is missing or malformed, or two exclude each other.
+            wrong size (`invalid_key`), a link is malformed or not valid for any key
+            (`bad_signature`), the second link is empty although `kms_roots` is given (`no_issuer`),
+            or the chain does not lead to a trusted key (`untrusted_root`).
+        UsageError: If `public_key` is not `bytes`, `chain` not a collection of `bytes`, or an
+            expected value is missing, malformed, or excludes another one.
     """
     claim, sizes = _expected_claim(public_key, purpose, domain, algorithm)
     roots = _trusted_keys(app_id, kms_roots, app_root)
@@ -104,8 +106,8 @@ def verify_key_chain(
     if app_id is not None:
         if not root_link:
             text = (
-                "key chain: link 1 must be a signature of a KMS, and is empty; without a KMS, pass "
-                "the app's root key from a trusted source as app_root"
+                "key chain: chain[1]: must be a signature of a KMS, and is empty; without a KMS, "
+                "pass the app's root key from a trusted source as app_root"
             )
             raise SignatureError(text, reason="no_issuer")
         found = _recover(1, root_link, kms_claim(app_id, found))
@@ -131,6 +133,7 @@ def recover_root(public_key: bytes, purpose: str, signature: bytes) -> bytes:
 
     Raises:
         SignatureError: If the signature is malformed or not valid for any key.
+        UsageError: If the purpose is not `str` or has unpaired surrogates.
     """
     return _recover_signer(signature, v0_claim(public_key, purpose))
 
@@ -151,7 +154,8 @@ def recover_issuers(
 
     Raises:
         SignatureError: If a signature is malformed or not valid for any key.
-        UsageError: If the app id does not have 20 bytes.
+        UsageError: If the app id does not have 20 bytes, or the purpose is not `str` or has
+            unpaired surrogates.
     """
     root = recover_root(public_key, purpose, chain[0])
     return root, recover_kms_root(root, app_id, chain[1])
@@ -212,7 +216,7 @@ def _trusted_keys(
     check_app_id(app_id)
     roots = _items("kms_roots", kms_roots)
     if not roots:
-        raise UsageError("kms_roots: must have a trusted root key", reason="missing")
+        raise UsageError("kms_roots: must have at least one root key", reason="missing")
     return tuple(_check_root("kms_roots", root) for root in roots)
 
 
@@ -247,7 +251,7 @@ def _check_format(public_key: bytes, sizes: tuple[int, ...], chain: object) -> t
         raise SignatureError(text, reason="chain_length")
     for number, allowed in enumerate(((_LINK_SIZE,), (0, _LINK_SIZE))):
         if (size := len(links[number])) not in allowed:
-            text = f"key chain: link {number}: must have {_LINK_SIZE} bytes, not {size}"
+            text = f"key chain: chain[{number}]: must have {_LINK_SIZE} bytes, not {size}"
             raise SignatureError(text, reason="bad_signature")
     return links[0], links[1]
 
@@ -257,7 +261,7 @@ def _recover(number: int, link: bytes, claim: bytes) -> bytes:
         return _recover_signer(link, claim)
     except SignatureError as error:
         raise SignatureError(
-            f"key chain: link {number}: {error}", reason="bad_signature"
+            f"key chain: chain[{number}]: {error}", reason="bad_signature"
         ) from error
 
 

@@ -27,8 +27,8 @@ class DerivedKey(NamedTuple):
     public_key: bytes
     """secp256k1: 33 bytes, P-256: 65 bytes (both SEC1), Ed25519 and X25519: 32 bytes."""
     signature_chain: tuple[bytes, ...]
-    """Signature by the root key over this key, then by the KMS over the root key; 65 bytes or
-    empty."""
+    """Two signatures of 65 bytes: by the root key over this key, then by the KMS over the root key.
+    Without a KMS the second is empty. P-256 and X25519 keys of `derive` have no signatures."""
 
     def __repr__(self) -> str:
         return f"DerivedKey(public_key={self.public_key.hex()})"
@@ -43,7 +43,7 @@ class Signature(NamedTuple):
     """A signature by the application's signing key, and the signatures that certify that key."""
 
     signature: bytes
-    """64 bytes."""
+    """64 bytes: of Ed25519, or r and s of secp256k1."""
     signature_chain: tuple[bytes, ...]
     """The signature itself, then the signature chain of the signing key."""
     public_key: bytes
@@ -103,8 +103,8 @@ class LocalKeys:
                 x25519 keys is empty, because the agent's API does not sign them.
 
         Raises:
-            UsageError: If the algorithm is unknown, the path has unpaired surrogates, or the
-                AppKeys are closed.
+            UsageError: If the algorithm is unknown, the path has unpaired surrogates, the AppKeys
+                are closed, or the derived bytes are not a P-256 scalar (probability about 2**-32).
         """
         separated = separated_path(path, algorithm)
         if algorithm in ALGORITHMS:
@@ -171,7 +171,8 @@ class LocalKeys:
         """Return the P-256 key of `path` (its name), as the older method DeriveKey does.
 
         Raises:
-            UsageError: If the path has unpaired surrogates, or the AppKeys are closed.
+            UsageError: If the path has unpaired surrogates, the AppKeys are closed, or the derived
+                bytes are not a P-256 scalar (probability about 2**-32).
         """
         scalar = self._app_keys.derive_bytes(utf8("path", path))
         try:

@@ -66,7 +66,7 @@ def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str =
     """Check that the guest was launched for this app, and for this KMS or any.
 
     App and KMS are hashed into MR_CONFIG_ID of a TD, and PCR 8 of a NitroTPM. Zeros there mean that
-    the launch sealed no configuration, and are accepted.
+    the launch sealed no configuration, and are accepted, as is every other platform.
 
     Args:
         evidence: Fresh evidence of this guest, whose log has `boot-mr-done`.
@@ -76,7 +76,7 @@ def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str =
     Raises:
         KmsError: If the guest was launched for a different app or key provider, or this cannot be
             decided (reason `wrong_provider`).
-        FormatError: If the configuration in the evidence is malformed.
+        FormatError: If the events or the configuration in the evidence are malformed.
     """
     if isinstance(evidence.evidence.platform, NitroTpm):
         _check_pcr(evidence, ca_spki)
@@ -167,7 +167,8 @@ def boot_with_kms(
         random: Returns a number of random bytes.
 
     Raises:
-        UsageError: If an argument is malformed, or `roots` are missing.
+        UsageError: If an argument is malformed, `roots` are missing, or the simulator was opened
+            without `kms_boot`.
         UnsupportedError: If the platform has no run-time registers or measures the app itself, or
             the host shares no app-compose.
         ConfigError: If a file of the host or a URL is invalid, the app's key provider is not a KMS,

@@ -54,7 +54,8 @@ class CertRequest(NamedTuple):
         """Encode the request in version 2.
 
         Raises:
-            UsageError: If there is no evidence, or a value cannot be encoded.
+            UsageError: If there is no evidence, a value cannot be encoded, there are over 256
+                alternative names, or the request is too large.
         """
         if self.evidence is None:
             message = (
@@ -101,7 +102,7 @@ class CertRequest(NamedTuple):
 
 
 def check_alt_names(names: Sequence[str]) -> None:
-    """Raise UsageError if a request cannot have so many subject alternative names."""
+    """Raise UsageError if there are over 256 subject alternative names."""
     if len(names) > MAX_ALT_NAMES:
         message = f"subject_alt_names: must be at most {MAX_ALT_NAMES}, not {len(names)}"
         raise UsageError(message, reason="too_many")

@@ -147,7 +147,7 @@ class KmsClient:
             BackendError: And other errors of the attester.
         """
         if self._attester is None:
-            message = "attester: missing; keys are released to evidence only"
+            message = "attester: missing; pass one, because keys are released to evidence only"
             raise UsageError(message, reason="missing")
         # Before the loop, in which an error of this guest would be taken for one of the KMS.
         key = AttestedKey(self._attester.attest, self._random)
@@ -175,7 +175,8 @@ class KmsClient:
 
         Raises:
             KmsError: If no URL gave a valid answer.
-            UsageError: If the app id does not have 20 bytes, or no root has a secp256k1 key.
+            UsageError: If the app id does not have 20 bytes, or no root has a secp256k1 key, as
+                with "first-use".
         """
         require_bytes("app_id", app_id, 20)
         if not any(root.k256_public_key for root in self._roots or ()):
@@ -195,7 +196,8 @@ class KmsClient:
             key: The key of the request, which signs it.
 
         Raises:
-            KmsError: If no URL returned a valid chain for this key and app.
+            KmsError: If no URL returned a valid chain for this key and app, or the evidence in the
+                request is not of the client's `app_id`.
             UsageError: If the request cannot be encoded, or `key` is not that of the request.
         """
         encoded, signature = sign_cert_request(request, key)

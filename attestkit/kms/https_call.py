@@ -109,6 +109,7 @@ def call_kms(
     Raises:
         KmsError: If the call fails or is refused (reason `connection`, `timeout`, `refused`,
             `malformed`, `expired`, `wrong_certificate`), and what `check_server` raises.
+        UsageError: If an argument has an unpaired surrogate.
     """
 
     def connect(time_left: TimeLeft) -> ssl.SSLSocket:
@@ -263,5 +264,5 @@ def _check_time(certificate: Certificate, now: float) -> None:
     moment = datetime.fromtimestamp(now, timezone.utc)
     if not certificate.valid_from <= moment <= certificate.valid_until:
         period = f"{certificate.valid_from:%Y-%m-%d} to {certificate.valid_until:%Y-%m-%d}"
-        message = f"temporary CA: its certificate is valid from {period} only"
+        message = f"temporary CA: its certificate is valid from {period} only; check the clocks"
         raise KmsError(message, reason="expired")

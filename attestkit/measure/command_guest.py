@@ -38,10 +38,10 @@ def tdx_command(
 
     Raises:
         FormatError: If an input is malformed or exceeds a limit.
-        UsageError: If an option of the command line is not supported, or files of `boot` exclude
-            each other.
-        ConfigError: If QEMU is missing, or refuses the options.
-        BackendError: If QEMU does not answer.
+        UsageError: If an option of the command line is not supported, `qemu_version` is not a
+            version, or files of `boot` exclude each other.
+        ConfigError: If QEMU is missing, cannot be executed, or refuses the options.
+        BackendError: If QEMU does not answer in time, or not in the protocol.
     """
     program = os.fspath(qemu)
     made_with = acpi.read_version(program)

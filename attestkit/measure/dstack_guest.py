@@ -67,9 +67,10 @@ def dstack_image(
 
     Raises:
         FormatError: If image, configuration, a table or QEMU's data are malformed, or over a limit.
-        UsageError: If a file cannot be opened, or both `qemu` and `acpi` are given.
-        ConfigError: If QEMU is missing, or cannot be executed.
-        BackendError: If QEMU does not answer.
+        UsageError: If a file cannot be opened, both `qemu` and a folder `acpi` are given, the host
+            share mode is unknown, or the memory is too small.
+        ConfigError: If QEMU is missing, cannot be executed, or refuses the options.
+        BackendError: If QEMU does not answer in time, or not in the protocol.
     """
     found = image if isinstance(image, DstackImage) else read_dstack_image(image)
     measured = measure_shape(
@@ -99,6 +100,9 @@ def measure_shape(
         boot: Kernel, initrd and command line.
         shape: Shape of the machine.
         sources: Sources of its ACPI and SMBIOS tables.
+
+    Raises:
+        AttestKitError: As for `dstack_image`.
     """
     smbios = sources.smbios
     if smbios is None:

@@ -191,7 +191,7 @@ class ExpectedMeasurements:
         platform: `tdx` or `snp`.
         events: Events of RTMR0 to RTMR2, in order within each register; none on SEV-SNP.
         other_events: Lists of events that are possible instead of `events`.
-        mrtds: MRTD for each order of pages; None on SEV-SNP.
+        mrtds: MRTD for each order in which a VMM may add and measure pages; None on SEV-SNP.
         page_order: Whether QEMU adds and measures each page of the firmware in turn
             (`single_pass`), or adds all before it measures them (`two_pass`): as the VM
             configuration states, else as the version of QEMU does.
@@ -231,7 +231,8 @@ class ExpectedMeasurements:
     def rtmrs(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """RTMR0 to RTMR2, 48 bytes each.
 
-        One is None if a digest is missing, or `other_events` give another value.
+        One is None if a digest is missing, `incomplete` names the register, or `other_events` give
+            another value. All are None on SEV-SNP.
         """
         zero, one, two = (self._register(number) for number in TDX_REGISTERS)
         return zero, one, two
@@ -250,8 +251,8 @@ class ExpectedMeasurements:
     def reference_values(self) -> dict[str, tuple[bytes, ...]]:
         """Return the accepted values by their name in the appraisal policy; () for unknown ones.
 
-        MRTD has a value for each order of pages, unless the VM configuration states the order: both
-        values are of the same firmware.
+        MRTD has a value for each order in which a VMM may add and measure pages, unless the VM
+        configuration states it: both values are of the same firmware.
         """
         if self.platform == "snp":
             return {"measurement": () if self.launch_digest is None else (self.launch_digest,)}
@@ -265,7 +266,7 @@ class ExpectedMeasurements:
         return found
 
     def to_toml(self) -> str:
-        """Return an appraisal policy that accepts the reference values, with comments.
+        """Return an appraisal policy in TOML that accepts the reference values, with comments.
 
         Raises:
             UsageError: If no value can be computed.
@@ -293,7 +294,10 @@ class ExpectedMeasurements:
         )
 
     def to_dict(self) -> dict[str, object]:
-        """Return all members and registers by name, ready for JSON: bytes are hex."""
+        """Return values for JSON, with bytes in hex.
+
+        They are platform, accepted values with their basis, events, inputs, settings, and gaps.
+        """
         names = {"measurement": "launch_digest"}
         values = {
             name: {
@@ -316,7 +320,7 @@ class ExpectedMeasurements:
         }
 
     def to_json(self) -> str:
-        """Return all values as a JSON object."""
+        """Return the values of `to_dict` as the text of a JSON object, indented."""
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     def with_log_digests(self, log: EventLog) -> "ExpectedMeasurements":
@@ -324,7 +328,7 @@ class ExpectedMeasurements:
 
         Of several possible lists of events, the one that has most in common with the log is chosen.
         A digest of the log is used only if the event at the same index has the expected type. It
-        is untrusted unless a quote confirms the log.
+        is untrusted unless a quote confirms the log. On SEV-SNP the measurements are unchanged.
 
         Args:
             log: Event log of a guest.

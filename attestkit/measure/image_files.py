@@ -98,7 +98,11 @@ class TarArchive:
             for _skipped in chunks:
                 pass
             self._take(-size % _BLOCK)
-        raise _error("too_many", f"over {_MOST_MEMBERS} members", self._at)
+        raise _error(
+            "too_many",
+            f"must have under {_MOST_MEMBERS} files, folders and extended headers",
+            self._at,
+        )
 
     def _take_extension(self, size: int, start: int) -> bytes:
         if size > _LONGEST_EXTENSION:
@@ -146,7 +150,7 @@ def _checked_size(header: bytes, at: int) -> int:
 def _octal(field: bytes, at: int) -> int:
     digits = field.strip(b"\0 ")
     if not digits or set(digits) - set(b"01234567"):
-        raise _error("syntax", "a header's number is not octal", at)
+        raise _error("syntax", "a header's number is not octal: damaged, or not a tar archive", at)
     return int(digits, 8)
 
 
@@ -229,7 +233,7 @@ class FolderSource:
                 for a file of any size that is only hashed.
 
         Raises:
-            FormatError: If a file is too large or unreadable.
+            FormatError: If a file is too large or unreadable, or all have over 8 GiB.
         """
         found = {}
         left = LARGEST_ARCHIVE
@@ -270,8 +274,8 @@ class ArchiveSource:
     def read_small(self, names: tuple[str, ...], limit: int) -> dict[str, bytes]:
         """Return the contents of those of the files `names` that exist, by name.
 
-        The first of the names determines the folder of the image. A file of over `limit` bytes is
-        an error.
+        The first of the names determines the folder of the image; the result is empty if no folder
+        has a file of that name. A file of over `limit` bytes is an error.
         """
         self._first = names[0]
         found: dict[str, dict[str, bytes]] = {}  # by folder

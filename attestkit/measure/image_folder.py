@@ -117,7 +117,11 @@ def parse_checksums(text: bytes) -> dict[str, bytes]:
 
 
 def read_image(source: ImageSource) -> DstackImage:
-    """Read an image from its source; see `read_dstack_image`."""
+    """Read an image from its source.
+
+    Raises:
+        FormatError: As for `read_dstack_image`.
+    """
     small = source.read_small((CHECKSUMS, METADATA, DIGEST), _SMALL_FILE)
     checksums_text = _required(small, CHECKSUMS)
     metadata_text = _required(small, METADATA)
@@ -177,7 +181,7 @@ def _file_names(metadata: Mapping[str, Any], checksums: Mapping[str, bytes]) -> 
     names = {key: name for key in _LIMITS if (name := _text(metadata, key))}
     for key in _REQUIRED:
         if key not in names:
-            raise FormatError(f"{METADATA}: must have {key}", reason="missing")
+            raise FormatError(f"{METADATA}: must have {key}, a file's name", reason="missing")
     for name in names.values():
         if name not in checksums:
             raise FormatError(f"{CHECKSUMS}: must list {shown(name)}", reason="missing")
@@ -236,4 +240,4 @@ def _member(metadata: Mapping[str, Any], key: str, kind: type[_T], expected: str
 
 
 def _missing(name: str) -> FormatError:
-    return FormatError(f"image: {name}: missing", reason="missing")
+    return FormatError(f"image: {name}: missing in the folder or archive", reason="missing")

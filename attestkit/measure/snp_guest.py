@@ -55,7 +55,8 @@ def snp(
 
     Raises:
         FormatError: If an image is malformed, or exceeds a limit.
-        UsageError: If arguments exclude each other, or a value is out of range.
+        UsageError: If arguments are missing or exclude each other, a value is unknown or out of
+            range, or the firmware has no page for kernel hashes.
     """
     named = {"firmware": firmware, "svsm": svsm, "kernel": kernel, "initrd": initrd}
     given = {name: data for name, data in named.items() if data is not None}
@@ -117,5 +118,5 @@ def _kernel(kernel: bytes | None, initrd: bytes | None, cmdline: str | None) -> 
     if kernel is not None:
         return KernelFiles(kernel, initrd or b"", cmdline or "")
     if initrd is not None or cmdline:
-        raise UsageError("initrd, cmdline: need a kernel", reason="missing")
+        raise UsageError("initrd, cmdline: need a kernel; pass it, too", reason="missing")
     return None

@@ -154,7 +154,10 @@ class TdxBoot(NamedTuple):
         if self.uki is not None and self.initrd is not None:
             raise UsageError("initrd: a unified kernel image contains its own", reason="conflict")
         if self.uki is not None and self.disk is None and self.shim is not None:
-            raise UsageError("shim, uki: give only one of them, or also disk", reason="conflict")
+            raise UsageError(
+                "shim: needs kernel, not uki; or give disk, and the shim in boot_loaders",
+                reason="conflict",
+            )
         if self.disk is not None and self.shim is not None:
             raise UsageError("shim: give it in boot_loaders with a disk", reason="conflict")
         if self.disk is None and self.boot_loaders:
@@ -178,11 +181,14 @@ def choose_shape(shape: MachineShape | None, machine: Mapping[str, object]) -> M
     """Return `shape` if given, else a shape with the fields in `machine`, values by name.
 
     Raises:
-        UsageError: If both are given, or a field is unknown, missing or out of range.
+        UsageError: If both are given, or a field is unknown, missing, out of range or of the wrong
+            type.
     """
     if shape is not None:
         if machine:
-            raise UsageError("shape and single fields: give only one", reason="conflict")
+            raise UsageError(
+                "shape: give it, or single fields such as cpu_count, not both", reason="conflict"
+            )
         return shape
     known = [one.name for one in fields(MachineShape)]
     for name in machine:
@@ -191,7 +197,7 @@ def choose_shape(shape: MachineShape | None, machine: Mapping[str, object]) -> M
             raise UsageError(message, reason="unknown_name")
     for name in ("cpu_count", "memory_size"):
         if name not in machine:
-            raise UsageError(f"{name}: missing", reason="missing")
+            raise UsageError(f"{name}: missing; pass it, or shape", reason="missing")
     return MachineShape(**cast("dict[str, Any]", machine))
 
 
@@ -253,13 +259,14 @@ def tdx(
             table of `attestkit.measure.rtmr0.smbios.publish_smbios`.
         fw_cfg: Items that recent firmware measures. None: those of a QEMU without options that add
             items, with `-kernel` unless `disk` is given.
-        separator_in_rtmr1: Where firmware without `etc/boot/` has its second separator: in RTMR1
-            (edk2-stable202411) or RTMR0 (before). None if unknown.
+        separator_in_rtmr1: Whether firmware without `etc/boot/` has its second separator in RTMR1
+            (edk2-stable202411), not RTMR0 (before). None if unknown; ignored for other firmware.
         **machine: Fields of `MachineShape`, such as `cpu_count` and `memory_size`.
 
     Raises:
         FormatError: If an input is malformed or exceeds a limit.
-        UsageError: If arguments exclude each other, or a value is out of range.
+        UsageError: If arguments are missing, unknown or exclude each other, a value is out of
+            range, or firmware or initrd do not fit into the memory.
     """
     whole = choose_shape(shape, machine)
     boot = TdxBoot(

@@ -179,7 +179,11 @@ class AttestedObject(_Attested, ssl.SSLObject):
     """
 
     def do_handshake(self) -> None:
-        """Continue the handshake; verify the peer when it has finished."""
+        """Continue the handshake; verify the peer when it has finished.
+
+        Raises:
+            PeerRefusedError: If the verification fails; reads and writes then raise it, too.
+        """
         self._raise_if_refused()
         with _eof_errors():
             super().do_handshake()
@@ -219,7 +223,12 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
     _has_received = False
 
     def do_handshake(self, block: bool = False) -> None:
-        """Perform the handshake, or a part of it if non-blocking, and verify the peer."""
+        """Perform the handshake, or a part of it if non-blocking, and verify the peer.
+
+        Raises:
+            PeerRefusedError: If the verification fails; reads and writes then raise it, too.
+            OSError: If there is no TLS connection: before `connect`, or after `shutdown`.
+        """
         self._raise_if_refused()
         self._refuse_plaintext()
         with _eof_errors():
@@ -308,7 +317,7 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
             return super().send(data, flags)
 
     def unwrap(self) -> socket.socket:
-        """Close the TLS layer; data sent and received afterwards is plaintext."""
+        """Close the TLS layer; return the socket, which transfers plaintext from now on."""
         self._ready()
         plain = super().unwrap()
         self._is_plain = True

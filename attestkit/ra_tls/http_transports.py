@@ -38,7 +38,7 @@ class HTTPTransport(httpx.HTTPTransport):
         super().__init__(**_options(context, limits))
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, after the server is verified."""
+        """Send a request after the server is verified; UsageError unless its URL is https."""
         _require_https(request)
         return super().handle_request(request)
 
@@ -54,7 +54,7 @@ class AsyncHTTPTransport(httpx.AsyncHTTPTransport):
         super().__init__(**_options(context, limits))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        """Send a request, after the server is verified."""
+        """Send a request after the server is verified; UsageError unless its URL is https."""
         _require_https(request)
         return await super().handle_async_request(request)
 

@@ -84,6 +84,8 @@ class _Content(NamedTuple):
 def has_interoperable_evidence(certificate: bytes | str) -> bool:
     """Return whether a certificate (DER or PEM) has evidence in a format that this module knows.
 
+    True also for a known format that `read_interoperable` refuses with UnsupportedError.
+
     Raises:
         FormatError: If the certificate is malformed.
     """

@@ -149,13 +149,15 @@ def issue(
         random: Returns a number of random bytes.
 
     Raises:
-        UsageError: If a value cannot be encoded in a certificate, or `app_info_array` is not None,
-            8 or 9.
+        UsageError: If a value cannot be encoded in a certificate, `not_before` is not earlier than
+            `not_after`, `ca_key` does not belong to `ca_cert`, or `app_info_array` is not None, 8
+            or 9.
         FormatError: If `ca_cert` or the evidence is malformed.
         ConfigError: If `not_after` is not given, and the clock `now()` is before 1970.
+        AttestKitError: An error of `attest`, unchanged.
     """
     if app_info_array not in (None, 8, 9):
-        message = f"app_info_array: must be 8 or 9 values, not {app_info_array!r}"
+        message = f"app_info_array: must be 8, 9 or None, not {app_info_array!r}"
         raise UsageError(message, reason="wrong_value")
 
     def make() -> Issued:
@@ -232,7 +234,7 @@ def load_issued(context: ssl.SSLContext, issued: object) -> None:
     """
     if not isinstance(issued, Issued):  # the text omits the value, which may be a key
         raise wrong_type("issued", "a ra_tls.Issued", issued)
-    message = "issued: must be key and certificates in PEM, and the key that of the first one"
+    message = "issued: must have key and certificates in PEM, the key being that of the first one"
     invalid = UsageError(message, reason="invalid_key")
     try:
         content = "".join((issued.key_pem, *issued.certificate_chain)).encode()

@@ -31,8 +31,9 @@ def main(
 ) -> int:
     """Serve until a signal arrives; return the exit code (listed by --help).
 
-    An error is one line on stderr. `arguments` are the words of the command line after the
-    program's name; None: those of `sys.argv`. The memory of the process is protected from other
+    An error is one line on stderr, and not raised; but --help, --version and lists print to stdout
+    and raise SystemExit. `arguments` are the words of the command line after the program's name;
+    None: those of `sys.argv`. The memory of the process is protected from other
     processes if it runs nothing but the server: with `own_process`, without `arguments`, or in a
     worker process. `inherited` has the descriptors of the listening socket and of the channel to
     the supervisor in a worker process; None elsewhere.

@@ -46,10 +46,12 @@ class BackgroundServer:
         """Serve; return the bound addresses when all listeners accept connections.
 
         Raises:
-            UsageError: If an address is invalid, all listeners are off, or neither `options` nor
-                the attester has the app's compose file.
+            UsageError: If an address or option is invalid or does not fit the others, all listeners
+                are off, neither `options` nor the attester has the app's compose file, `thread` is
+                closed, or a package of attestkit's extra `serve` is not installed.
             BackendBusyError: If another process listens on an address.
-            ConfigError: If a socket cannot be created.
+            ConfigError: If a socket cannot be created, or the address of the container engine or a
+                file in the folder that the host shares with the guest is invalid.
         """
         with ExitStack() as stack:
             thread = self.thread or stack.enter_context(EventLoopThread())

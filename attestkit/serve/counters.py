@@ -48,7 +48,8 @@ class Latency(msgspec.Struct):
     """Histogram of the durations of one method's requests.
 
     Attributes:
-        buckets: Number of requests by duration (not cumulative), one more than BOUNDS.
+        buckets: Number of requests in each bucket of BOUNDS, and in one for longer ones; not
+            cumulative.
         seconds: Sum of the durations.
     """
 

@@ -114,23 +114,27 @@ class ListenAddresses(NamedTuple):
         """Check the number, paths and names of the limited sockets.
 
         Raises:
-            UsageError: If there are too many, or a file name is unsuitable or not unique.
+            UsageError: If there are more than 16, a file name is unsuitable or not unique, or a
+                path is also that of another listener.
         """
         others = (self.dstack, self.tappd, self.http, self.guest_api)
         paths = [path.absolute() for path in others if isinstance(path, Path)]
         names: list[str] = []
         for one in self.limited:
             if not _STEM.fullmatch(one.listener.removeprefix(LIMITED_PREFIX)):
-                raise one.error("file name: must match [A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+                raise one.error(
+                    "file name without .sock: must match [A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+                )
             if one.path.absolute() in paths:
                 raise one.error(
-                    "is the path of two listeners; `--socket none` turns dstack.sock off"
+                    "is the path of two listeners; change one of them (`--socket none` turns "
+                    "dstack.sock off)"
                 )
             if one.listener in names:
                 raise one.error(f"two sockets have the name {one.listener}; rename one of them")
             names.append(one.listener)
         if len(names) > _MOST_LIMITED:
-            raise self.limited[-1].error(f"must be one of at most {_MOST_LIMITED} limited sockets")
+            raise self.limited[-1].error(f"too many limited sockets: give at most {_MOST_LIMITED}")
 
 
 class BoundAddresses(NamedTuple):

@@ -43,7 +43,9 @@ class EventLoopThread:
         other threads only.
 
         Raises:
-            UsageError: If the thread is closed, or belongs to the parent process of a fork.
+            UsageError: If the thread is closed, or belongs to the parent process of a fork, or the
+                package uvloop is not installed.
+            Exception: The coroutine's own exception, unchanged.
         """
         loop = self._running()
         future: Future[T] = asyncio.run_coroutine_threadsafe(work(), loop)
@@ -140,7 +142,7 @@ async def start_listeners(
 
     `on_stop` is called before the first listener stops accepting; `background` are coroutine
     functions that run until then. The result of the task is the number of connections that were
-    closed because the time limit was exceeded. An error of the startup is raised.
+    closed because `Limits.drain_seconds` had passed. An error of the startup is raised here.
     """
     from attestkit.serve.http import server  # lazy: imports uvicorn
 

@@ -174,6 +174,9 @@ def external_app(
     With `only_local` it accepts loopback names in the Host header only. Otherwise a web page could
     read this server by rebinding its own name to 127.0.0.1 (DNS rebinding). With `auth`, each route
     requires an access token with the scope of the route.
+
+    Raises:
+        UsageError: If a key or a scope in `auth` is not valid.
     """
     release = guest.release
     version = f"v{release.version} ({release.rev})".encode("ascii")
@@ -299,7 +302,8 @@ def refuse_web_pages(scope: Scope) -> None:
     least `Referer`. A page that rebound its name to this machine sends that name as `Host`.
 
     Raises:
-        UsageError: If the request comes from a web page of another site, or has no loopback host.
+        UsageError: If the request has Origin, or Sec-Fetch-Site or Referer of another site, or no
+            Host header with a loopback name.
     """
     hosts = []
     refuse_other_sites(scope["headers"])
@@ -309,7 +313,7 @@ def refuse_web_pages(scope: Scope) -> None:
         if name == b"host":
             hosts.append(value)
     if not hosts or not all(map(_OUR_HOST.fullmatch, hosts)):
-        raise _refuse("Host header: not a loopback name; use localhost or 127.0.0.1")
+        raise _refuse("Host header: missing or not a loopback name; use localhost or 127.0.0.1")
 
 
 def refuse_rebound_host(scope: Scope) -> None:

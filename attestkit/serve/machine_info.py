@@ -29,7 +29,10 @@ _logger = logging.getLogger("attestkit.serve")
 
 
 class Machine(NamedTuple):
-    """Information that is constant since boot: vendor and product from DMI, and a file's path."""
+    """Information that is constant since boot: vendor and product from DMI.
+
+    `gpu_attestation` is the path of the output of the GPU attestation at boot.
+    """
 
     cloud_vendor: str = ""
     cloud_product: str = ""
@@ -37,7 +40,7 @@ class Machine(NamedTuple):
 
     @classmethod
     def read(cls, dmi: Path = Path("/sys/class/dmi/id")) -> "Machine":
-        """Return the vendor and product name in the DMI folder; empty if unreadable."""
+        """Return the vendor and product name in the folder `dmi`; each is empty if unreadable."""
         return cls(_text(dmi / "sys_vendor").strip(), _text(dmi / "product_name").strip())
 
     @classmethod
@@ -114,10 +117,13 @@ class Figures(NamedTuple):
 
 
 def read_figures(data_disks: Iterable[str] = DATA_DISKS) -> Figures:
-    """Return the current system information; `data_disks` are mount points of its file systems.
+    """Return the current system information.
+
+    `data_disks` are the mount points of the file systems to include; one is left out if nothing is
+    mounted there, or its size is unknown.
 
     Raises:
-        BackendError: If a value cannot be read.
+        BackendError: If another value cannot be read.
     """
     import psutil  # lazy
 
@@ -137,7 +143,10 @@ def read_figures(data_disks: Iterable[str] = DATA_DISKS) -> Figures:
             disks=_disks(psutil, frozenset(data_disks)),
         )
     except (LookupError, ValueError) as error:  # of psutil, for an incomplete file in /proc
-        raise BackendError(f"system information: {error}", reason="malformed_response") from error
+        raise BackendError(
+            f"system information: unexpected content of a file in /proc or /sys: {error}",
+            reason="malformed_response",
+        ) from error
     except (OSError, psutil.Error) as error:
         raise BackendError(f"system information: {error}", reason="unreadable") from error
 
@@ -229,7 +238,11 @@ class SimulatedMachine(Protocol):
 
 
 class GpuSample(NamedTuple):
-    """Telemetry of a machine's GPUs at one time, as `MachineTelemetry`; None: unknown."""
+    """Telemetry of a machine's GPUs at one time, as `MachineTelemetry`.
+
+    `enabled` is whether their confidential computing is on, `ready` whether they accept work; None
+    is unknown.
+    """
 
     taken: float  # seconds of the monotonic clock
     gpus: "tuple[GpuTelemetry, ...]" = ()
@@ -266,7 +279,8 @@ class GpuSampler:
     async def sample(self, wait: float | None = None) -> GpuSample | None:
         """Return the telemetry of the GPUs; None if the machine has no GPU of NVIDIA.
 
-        While the driver is being read, the previous values are returned.
+        A failure of the driver is not raised, but in `error` of the result. While another call
+        reads the driver, the previous values are returned.
 
         Args:
             wait: Seconds to wait for a reading; then the previous values are returned, or None

@@ -41,8 +41,9 @@ class Network(NamedTuple):
 def read_network(proc: Path = Path("/proc/net"), etc: Path = Path("/etc")) -> Network:
     """Return the network configuration; a field whose file cannot be read is empty.
 
-    Interfaces other than `dstack-wg0`, `enp*` and `eth*` are left out. `proc` is the folder of
-    `route` and `dev`, `etc` that of `resolv.conf`.
+    Interfaces other than `dstack-wg0`, `enp*` and `eth*` are left out, and all but the first 64
+    interfaces and 16 DNS servers. `proc` is the folder of `route`, `ipv6_route`, `if_inet6` and
+    `dev`, `etc` that of `resolv.conf`.
     """
     v6 = list(_ipv6_addresses(_lines(proc / "if_inet6")))
     gateways = [

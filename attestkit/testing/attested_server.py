@@ -63,7 +63,7 @@ class DocumentFaults:
         self.restore()
 
     def restore(self) -> None:
-        """Serve genuine documents again: remove all alterations."""
+        """Serve genuine documents again: undo all alterations and other faults."""
         self.source: AsgiApp | None = self._genuine  # makes the documents
         self.nonce: bytes | None = None  # replaces the nonce of requests for the document
         self.hangs = False
@@ -85,7 +85,7 @@ class DocumentFaults:
         await self.source(scope, receive, self._changing(send))
 
     async def record(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Record a request, and call the app."""
+        """Call the app, and add HTTP requests and WebSockets, but no other scope, to `requests`."""
         if scope["type"] not in ("http", "websocket"):
             await self._app(scope, receive, send)
             return
@@ -142,7 +142,7 @@ def _text(data: bytes) -> str:
 
 
 async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Return the body of each request, and the messages of a WebSocket."""
+    """ASGI application: return the body of each request, and the messages of a WebSocket."""
     if scope["type"] == "http":
         body, more = b"", True
         while more:
@@ -192,8 +192,9 @@ class AttestedServer:
         requests: Requests that reached the app, which those for the document do not.
 
     Raises:
-        UsageError: If an option is not valid, uvicorn is not installed, or the app refuses to
-            start.
+        UsageError: If an option is not valid, `tee` and `options` are both given, uvicorn is not
+            installed, or the app refuses to start.
+        AttestKitError: Also the other errors of `SimulatedTee`.
     """
 
     def __init__(
@@ -207,7 +208,7 @@ class AttestedServer:
         **options: object,
     ) -> None:
         if tee is not None and options:
-            message = f"tee: options are for a new one; leave out {', '.join(sorted(options))}"
+            message = f"tee: options are for a new TEE; leave out {', '.join(sorted(options))}"
             raise UsageError(message, reason="conflict")
         given: dict[str, Any] = options
         self._name, self._twin_options = name, None if tee is not None else given
@@ -243,7 +244,7 @@ class AttestedServer:
 
     @property
     def documents(self) -> int:
-        """The number of requests for the document, `/.well-known/attestkit`."""
+        """The number of requests for the document, `/.well-known/attestkit`; 0 with `ra_tls`."""
         return self._faults.documents
 
     @property
@@ -364,7 +365,7 @@ class AttestedServer:
 
     def _require_document(self, control: str) -> None:
         if self._ra_tls:
-            message = f"{control}: needs a server with a document, without ra_tls=True"
+            message = f"{control}: needs a server with a document; create it without ra_tls=True"
             raise UsageError(message, reason="not_applicable")
 
     def close(self) -> None:

@@ -31,7 +31,7 @@ _variables: Final[dict[str, _Settings]] = {}
 def setenv(owner: object, name: str, value: str) -> None:
     """Set the environment variable `name` to `value` until `restore(owner)`.
 
-    Any object can be an owner. Of the values that several owners set, the last counts.
+    Any hashable object can be an owner. Of the values that several owners set, the last counts.
     """
     with _lock:
         now = os.environ.get(name)

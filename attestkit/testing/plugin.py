@@ -109,7 +109,7 @@ def _fast_imports() -> Iterator[None]:
 def tee_factory(
     _attestkit_session: _Session, monkeypatch: pytest.MonkeyPatch
 ) -> "Iterator[Callable[..., SimulatedTee]]":
-    """Create simulated TEEs that are closed after the test.
+    """Function that creates simulated TEEs, which are closed after the test.
 
     `tee_factory(scenario="tcb-OutOfDate")` has the arguments of `attestkit.testing.SimulatedTee`.
     """
@@ -134,7 +134,7 @@ def tee(tee_factory: "Callable[[], SimulatedTee]") -> "SimulatedTee":
 def attested_server(
     _attestkit_session: _Session, monkeypatch: pytest.MonkeyPatch
 ) -> "Iterator[Callable[..., AttestedServer]]":
-    """Start HTTPS servers in simulated TEEs that are closed after the test.
+    """Function that starts HTTPS servers in simulated TEEs; they are closed after the test.
 
     `attested_server(app)` has the arguments of `attestkit.testing.AttestedServer`.
     """
@@ -156,7 +156,7 @@ def attested_server(
 def kms_factory(
     _attestkit_session: _Session, tee: "SimulatedTee"
 ) -> "Iterator[Callable[..., SimulatedKms]]":
-    """Create simulated KMSs that are closed after the test.
+    """Function that creates simulated KMSs, which are closed after the test.
 
     `kms_factory(faults="kms_refuses")` has the arguments of `attestkit.kms.SimulatedKms`. By
     default it verifies evidence of `tee`, and its keys are the same in every test.

@@ -21,7 +21,7 @@ _FREE = ("127.0.0.1", 0)
 
 
 class ServerLoop:
-    """Event loop shared by the servers of a session, created on first use."""
+    """Event loop, in a thread, shared by the servers of a test session; created on first use."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -37,7 +37,7 @@ class ServerLoop:
             return self._thread
 
     def close(self) -> None:
-        """Stop the thread, if it was started."""
+        """Stop the thread, if it was started; call this after the TEEs are closed."""
         if self._thread is not None:
             self._thread.close()
 
@@ -65,7 +65,7 @@ class TeeServer:
         """Return path or URL of a listener of the agent; the first call starts all listeners.
 
         Args:
-            name: `dstack` or `tappd`, which are sockets, or `http` or `dev_http`.
+            name: `dstack` or `tappd` (path of a socket), or `http` or `dev_http` (URL).
 
         Raises:
             UsageError: If the TEE is closed.

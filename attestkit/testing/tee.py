@@ -61,6 +61,8 @@ class SharedResources(NamedTuple):
 class SimulatedTee:
     """A freshly booted simulated TEE. A context manager; thread-safe.
 
+    After `close`, its other methods and the attributes that start a server raise UsageError.
+
     Args:
         scenario: Name of a state of the platform or its endorsements, such as "tcb-OutOfDate";
             None: an up-to-date platform.
@@ -81,6 +83,7 @@ class SimulatedTee:
     Raises:
         UsageError: If an argument is unknown or invalid.
         BackendBusyError: If another process uses `state_dir`.
+        AttestKitError: Also the other errors of `Simulator`, such as for a malformed `image`.
     """
 
     def __init__(
@@ -133,7 +136,7 @@ class SimulatedTee:
 
     @property
     def simulator(self) -> Simulator:
-        """The backend, for its additional methods."""
+        """The backend, for its additional methods; it is that of `attester`."""
         return self._attester.backend
 
     def _open_simulator(self) -> Simulator:
@@ -156,7 +159,7 @@ class SimulatedTee:
 
         Raises:
             UsageError: If `report_data` has more than 64 bytes.
-            UnsupportedError: If the platform is SEV-SNP; use `attest`.
+            UnsupportedError: If the platform has no TDX quotes, such as SEV-SNP; use `attest`.
             BackendError: If a fault is injected, or the scenario makes malformed quotes.
         """
         return self._attester.get_quote(report_data)
@@ -168,6 +171,7 @@ class SimulatedTee:
 
         Raises:
             UsageError: If `report_data` has more than 64 bytes, or the TEE is closed.
+            UnsupportedError: If the platform has no separate quote or report, such as azure-tdx.
             BackendError: If a fault is injected.
         """
         return self._open_simulator().get_quote(ReportData.pad(report_data))
@@ -194,24 +198,29 @@ class SimulatedTee:
         return self._attester.attest(nonce=nonce, report_data=report_data, pad=pad, gpu=gpu)
 
     def emit(self, name: str, payload: bytes = b"") -> "Event":
-        """Extend RTMR3 by the event `name`, with a payload of raw bytes, and log it.
+        """Extend RTMR3, or PCR 14 of a NitroTPM, by the event `name`, and log it; return the event.
+
+        The payload has raw bytes.
 
         Limits and errors are those of `Attester.emit_event`.
         """
         return self._attester.emit_event(name, payload)
 
     def event_log(self) -> "EventLog":
-        """Return the firmware event log followed by the runtime events."""
+        """Return the firmware event log followed by the runtime events; empty without registers.
+
+        Errors are those of `Attester.event_log`.
+        """
         return self._attester.event_log()
 
     @property
     def keys(self) -> "KeyDeriver":
-        """The app's keys."""
+        """The app's keys; UnsupportedError if a KMS has not delivered them yet."""
         return self._attester.keys
 
     @property
     def app_info(self) -> "AppInfo":
-        """The identity of the app, from fresh evidence."""
+        """The identity of the app, from fresh evidence; errors are those of `Attester.app_info`."""
         return self._attester.app_info
 
     # -- faults --------------------------------------------------------------------------------
@@ -230,6 +239,9 @@ class SimulatedTee:
 
         Raises:
             UsageError: If the TEE is closed.
+            UnsupportedError: If the platform is that of a guest with a vTPM, except aws-snp.
+            BackendError: If `state_dir` cannot be used.
+            JournalError: If the runtime log cannot be used.
         """
         simulator = self._open_simulator()
         simulator.faults.clear()
@@ -249,7 +261,7 @@ class SimulatedTee:
 
     @property
     def collateral(self) -> "Collateral":
-        """The current collateral of the simulated Intel PCS; UnsupportedError on SEV-SNP."""
+        """The current collateral of the simulated Intel PCS; UnsupportedError except on TDX."""
         return self._open_simulator().collateral()
 
     def verifier(self, **options: "Unpack[VerifierOptions]") -> "Verifier":
@@ -258,6 +270,9 @@ class SimulatedTee:
         Args:
             options: Arguments of `attestkit.Verifier`, such as `policy`. `collateral` or `pccs_url`
                 replaces this TEE's collateral.
+
+        Raises:
+            UsageError: If an option is unknown or invalid, or the TEE is closed.
         """
         if self._now is not None:
             options.setdefault("clock", partial(_to_datetime, self._now))
@@ -325,9 +340,12 @@ class SimulatedTee:
 
     @property
     def pccs_url(self) -> str:
-        """The URL of a PCCS with this TEE's collateral; UnsupportedError on SEV-SNP."""
+        """The URL of a PCCS with this TEE's collateral; UnsupportedError without TDX quotes.
+
+        Only the platforms "tdx" and "gcp-tdx" have them.
+        """
         if not self._attester.has_quotes:
-            message = "pccs_url: not available on SEV-SNP, which has no Intel collateral"
+            message = "pccs_url: needs a platform with TDX quotes; use tdx or gcp-tdx"
             raise UnsupportedError(message, reason="feature")
         return self._server.pccs()
 
@@ -342,7 +360,7 @@ class SimulatedTee:
         """Environment variables by which official dstack clients find this TEE.
 
         Access to this property also sets them, until the end of the running test. If several TEEs
-        set them, the last one takes effect. On TDX, `PCCS_URL` is one of them.
+        set them, the last one takes effect. On tdx and gcp-tdx, `PCCS_URL` is one of them.
         """
         variables = {
             "DSTACK_SIMULATOR_ENDPOINT": self.socket,
@@ -423,7 +441,7 @@ def _need_disk(faults: FaultsLike) -> bool:
 
 
 def own_resources(stack: ExitStack) -> SharedResources:
-    """Return new resources that are released when `stack` is closed."""
+    """Return new folders, variables and server thread, released when `stack` is closed."""
     loop, owner = ServerLoop(), object()
     stack.callback(loop.close)
     stack.callback(environment.restore, owner)

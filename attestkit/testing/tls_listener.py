@@ -31,7 +31,7 @@ _BACKDATED: Final = 300  # seconds, for clients whose clock is slow
 
 
 def new_key() -> P256Key:
-    """Return a new key pair."""
+    """Return a new random P-256 key."""
     return derive_p256(os.urandom(32))
 
 
@@ -52,7 +52,7 @@ class LoopbackCa:
         self.pem: str = certificate_pem(der)
 
     def issue(self) -> Issued:
-        """Issue a server's certificate for a new key; return both."""
+        """Issue a server's certificate for a new key; return the key and the chain with the CA."""
         key = new_key()
         leaf = issue_leaf(
             public_key=key,
@@ -68,11 +68,14 @@ class LoopbackCa:
         return Issued(key.pkcs8_pem, (certificate_pem(leaf), self.pem))
 
     def issue_ra_tls(self, tee: "SimulatedTee", about: P256Key | None = None) -> Issued:
-        """Issue an RA-TLS certificate, with evidence, for a new key; return both.
+        """Issue an RA-TLS certificate, with evidence, for a new key; return key and chain.
 
         Args:
             tee: The TEE that makes the evidence.
             about: Key that the evidence names, as in an attacker's certificate; None: the new key.
+
+        Raises:
+            AttestKitError: As for `SimulatedTee.attest`.
         """
 
         def attest(*, report_data: bytes) -> "Attestation":
@@ -110,6 +113,10 @@ class TlsListener:
         app: The application; its lifespan events are sent.
         context: The server's context.
         thread: Thread with the event loop.
+
+    Attributes:
+        received: Decrypted bytes of each connection, at most 1 MiB each.
+        port: The TCP port.
 
     Raises:
         UsageError: If uvicorn is not installed, or the application refuses to start.
@@ -163,7 +170,9 @@ class _UvicornServer:
         """Start the application, then accept connections by TLS on the socket `listening`."""
         await self._lifespan.startup()
         if self._lifespan.should_exit:
-            raise UsageError("app: its startup failed; see uvicorn's log", reason="wrong_value")
+            raise UsageError(
+                "app: its startup failed; see the log of uvicorn.error", reason="wrong_value"
+            )
         protocol, received = _recording(self._base), self._received
         arguments = {"config": self._config, "server_state": self._state}
 

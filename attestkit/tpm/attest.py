@@ -82,7 +82,7 @@ class TpmsAttest(NamedTuple):
         """Return the TPMS_ATTEST.
 
         Raises:
-            UsageError: If a selection is invalid, or a field does not fit in its size.
+            UsageError: If a selection is invalid, or a field does not fit in its size on the wire.
         """
         return b"".join(
             (
@@ -149,10 +149,10 @@ class TpmtSignature(NamedTuple):
         """Return the TPMT_SIGNATURE.
 
         Raises:
-            UsageError: If an algorithm is unknown.
+            UsageError: If an algorithm is unknown, or a field has over 65,535 bytes.
         """
         if self.algorithm not in SIGNATURE_IDS or self.hash_name not in HASH_IDS:
-            message = f"TPMT_SIGNATURE: unknown algorithm {self.algorithm!r}, {self.hash_name!r}"
+            message = f"TPMT_SIGNATURE: unsupported: {self.algorithm!r} with {self.hash_name!r}"
             raise UsageError(message, reason="unsupported_algorithm")
         ids = SIGNATURE_IDS[self.algorithm], HASH_IDS[self.hash_name]
         head = b"".join(number.to_bytes(2, "big") for number in ids)

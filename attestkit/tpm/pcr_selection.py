@@ -37,8 +37,8 @@ class PcrSelection(NamedTuple):
         for last, pcr in zip((-1, *self.pcrs), self.pcrs, strict=False):
             if not last < pcr < 8 * self.bitmap_size:
                 message = (
-                    f"PCR selection: PCRs must be ascending and below {8 * self.bitmap_size}, "
-                    f"not {pcr} after {last}"
+                    f"PCR selection: PCR {pcr} must be below {8 * self.bitmap_size}, and above the "
+                    "previous one; pass ascending numbers"
                 )
                 raise UsageError(message, reason="out_of_range")
         head = HASH_IDS[self.bank].to_bytes(2, "big") + bytes([self.bitmap_size])

@@ -97,7 +97,8 @@ class TpmtPublic(NamedTuple):
         """Return the TPMT_PUBLIC.
 
         Raises:
-            UsageError: If an algorithm is unknown.
+            UsageError: If the type, an algorithm or the curve is unknown, or a field does not fit
+                in its size on the wire.
         """
         if self.type not in _TYPE_IDS:
             message = f"TPMT_PUBLIC: type must be rsa or ecc, not {self.type!r}"
@@ -115,7 +116,11 @@ class TpmtPublic(NamedTuple):
 
     @property
     def name(self) -> bytes:
-        """The name of the key: identifier of nameAlg (2 bytes), and digest of the public area."""
+        """The name of the key: identifier of nameAlg (2 bytes), and digest of the public area.
+
+        Raises:
+            UsageError: As `encode`.
+        """
         return _hash_id(self.name_alg) + alg.compute_digest(self.name_alg, self.encode())
 
     def qualified_name(self, hierarchy: int) -> bytes:
@@ -123,6 +128,9 @@ class TpmtPublic(NamedTuple):
 
         Quotes of the key have it as `qualified_signer`. `hierarchy` is a handle, such as
         0x4000000B (endorsement).
+
+        Raises:
+            UsageError: As `encode`.
         """
         content = encode_number(hierarchy, 4) + self.name
         return _hash_id(self.name_alg) + alg.compute_digest(self.name_alg, content)

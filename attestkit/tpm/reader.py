@@ -38,19 +38,19 @@ class TpmReader(Cursor):
         return FormatError(f"{self.subject}: {problem}", reason=reason, offset=offset)
 
     def u8(self) -> int:
-        """Read an integer of one byte."""
+        """Read an unsigned integer of one byte."""
         return self.take(1)[0]
 
     def u16(self) -> int:
-        """Read an integer of two bytes."""
+        """Read an unsigned integer of two bytes, big-endian."""
         return int.from_bytes(self.take(2), "big")
 
     def u32(self) -> int:
-        """Read an integer of four bytes."""
+        """Read an unsigned integer of four bytes, big-endian."""
         return int.from_bytes(self.take(4), "big")
 
     def u64(self) -> int:
-        """Read an integer of eight bytes."""
+        """Read an unsigned integer of eight bytes, big-endian."""
         return int.from_bytes(self.take(8), "big")
 
     def unpack(self, layout: Struct) -> tuple[Any, ...]:

@@ -53,7 +53,9 @@ _logged = attrgetter(
 
 
 def check_boot_events(events: Sequence[Event]) -> None:
-    """Check that each event before `system-ready` that identifies an app occurs once.
+    """Check that each event before `system-ready` that identifies an app occurs at most once.
+
+    Nothing is checked if the log has no `system-ready`.
 
     Raises:
         VerificationError: If `app-id`, `compose-hash`, `instance-id` or `key-provider` occurs
@@ -172,7 +174,8 @@ def sealed_for_kms(
         ca_spki: SubjectPublicKeyInfo of the KMS's root CA in DER.
 
     Returns:
-        The passed or skipped step; None if MR_CONFIG_ID is zero.
+        The passed or skipped step; None if MR_CONFIG_ID is zero, or it is not of version 2 and the
+        log has no app identity.
 
     Raises:
         VerificationError: If MR_CONFIG_ID is not that of the app, or not of this KMS.

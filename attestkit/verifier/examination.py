@@ -65,7 +65,12 @@ class Settings(NamedTuple):
 
 
 class Examination:
-    """Verification in single steps: call each method once, in the order of their definition."""
+    """Verification in single steps: call each method once, in the order of their definition.
+
+    Exceptions are `claims`, which may be called from `app_info` on, and `complete`, which calls the
+    others. Errors are those of `Verifier.verify`, and UsageError if a method that must be called
+    before was not.
+    """
 
     def __init__(
         self,
@@ -105,7 +110,11 @@ class Examination:
         return self._settings.gpu_trust.endorsements
 
     def authenticate(self) -> Authenticated:
-        """Verify signatures, certificates and TCB; return the content that they cover."""
+        """Verify signatures, certificates and collateral; return what they cover.
+
+        The policy appraises the TCB status later. Report data that the evidence states beside the
+        signed ones must equal them.
+        """
         return run_step("signatures", self._steps, self._authenticate)
 
     def _authenticate(self) -> Authenticated:
@@ -169,7 +178,12 @@ class Examination:
     def image_hash(self) -> bytes:
         """Verify the OS image, and return its hash; empty if the evidence does not suffice.
 
-        PolicyError if the policy does not accept the SEV_FEATURES of an SEV-SNP guest.
+        Raises:
+            PolicyError: If the policy does not accept the SEV_FEATURES of an SEV-SNP guest.
+            VerificationError: If the registers do not match the image that the evidence names, or
+                the ACPI tables are not those of the VM's shape.
+            FormatError: If the VM configuration is malformed.
+            ConfigError: If the verifier's files of the image are altered or cannot be read.
         """
         return run_step("OS image", self._steps, self._verify_image)
 

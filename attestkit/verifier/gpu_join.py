@@ -94,7 +94,7 @@ class GpuTrust(NamedTuple):
         """Return a copy with `given`, endorsements of a bundle or request, in place of its own.
 
         Manifests and OCSP answers are signed. The keys of NVIDIA's attestation service are not, so
-        the verifier's own are kept.
+        the verifier's own are kept. If `given` is None, the copy has no endorsements.
         """
         if given is None:
             return GpuTrust(self.roots)
@@ -105,7 +105,7 @@ class GpuTrust(NamedTuple):
 class GpuSettings(NamedTuple):
     """Trust anchors, rules and time of a verification of GPU evidence."""
 
-    trust: GpuTrust  # roots, and endorsements or how to fetch them
+    trust: GpuTrust  # roots and endorsements
     rules: GpuRules  # of the policy
     now: datetime  # time of the verification, with a time zone
 
@@ -151,6 +151,7 @@ class GpuJoin:
 
         Raises:
             FormatError: If the GPU evidence is malformed.
+            GpuEvidenceError: As for `read_gpu_input`.
             UsageError: If `given` is not a `GpuInput`.
         """
         enclosed = None if attestation is None else attestation.gpu_evidence

@@ -41,8 +41,9 @@ class AttestationResult:
         tcb: TCB status, dates, evaluation number and component SVNs.
         simulated: Whether the trust anchor of the platform, or of its GPUs, is not the vendor's
             root.
-        bound_to: Whether report data was compared with a nonce or with expected report data. None
-            if any report data was accepted, or empty report data was expected.
+        bound_to: What the evidence's report data was compared with: `nonce`, or `report_data` that
+            the caller expected. None if any report data was accepted, or empty report data was
+            expected.
         nonce: The nonce that the evidence is bound to; None unless a nonce was compared.
         app_info: Identity of the app; unauthenticated fields are empty. None if it is not known.
         verified_at: Time of the verification, with a time zone.

@@ -193,7 +193,7 @@ def certificate_pem(der: bytes) -> str:
 def check_leaf_fields(
     *, subject: str, alt_names: Sequence[str], not_before: int, not_after: int
 ) -> None:
-    """Check what a requester chooses for a certificate, before work is done for it.
+    """Check the fields of a certificate that its requester chooses, before work is done for it.
 
     Arguments are those of `issue_leaf`.
 
@@ -247,7 +247,8 @@ def issue_leaf(
         ca_key: Key of the issuer.
 
     Raises:
-        UsageError: If a value cannot be encoded, or `ca_key` does not belong to `ca_cert`.
+        UsageError: If a value (or the name in `ca_cert`) cannot be encoded, `not_before` is later
+            than `not_after`, or `ca_key` does not belong to `ca_cert`.
         FormatError: If `ca_cert` is malformed.
     """
     with _writing():
@@ -286,7 +287,7 @@ def issue_ca(
         key: Key pair of the CA.
         subject: Common name, at most 64 characters; empty for none.
         organisation: Organisation, which precedes the common name; otherwise as `subject`.
-        path_length: Path length constraint.
+        path_length: Path length constraint: the maximum number of CAs below this one in a path.
         not_before: Seconds since 1970, in the years 1950 to 9999.
         not_after: As `not_before`; inclusive.
         serial: Serial number, positive and at most 20 bytes; None derives it from the key.
@@ -295,8 +296,8 @@ def issue_ca(
             certificate.
 
     Raises:
-        UsageError: If a value cannot be encoded, or the issuer's key does not belong to its
-            certificate.
+        UsageError: If a value (or the issuer's name) cannot be encoded, `not_before` is later than
+            `not_after`, or the issuer's key does not belong to its certificate.
         FormatError: If the issuer's certificate is malformed.
     """
     ca_cert, ca_key = issuer or ("", key)
@@ -319,7 +320,7 @@ def _writing() -> Iterator[None]:
     except (UsageError, FormatError):
         raise
     except (ValueError, TypeError) as error:
-        message = "certificate: a name, an alternative name or an OID cannot be encoded in X.509"
+        message = "certificate: a name, OID, serial number or path length is not valid in X.509"
         raise UsageError(message, reason="wrong_value") from error
 
 

@@ -173,12 +173,12 @@ def check_issued(
     Args:
         named: The certificate, after its name for errors.
         issuer: The certificate of its issuer, after its name for errors.
-        reason: Reason of the error if the check fails.
+        reason: Reason of the error for another issuer or an invalid signature.
         rules: The certificates' profile.
 
     Raises:
         SignatureError: With `reason`, if the certificate names another issuer, or its signature is
-            not valid.
+            not valid; `cert_bad_signature` if the algorithm is not one of `rules`.
     """
     (name, certificate), (issuer_name, authority) = named, issuer
     if certificate.issuer != authority.subject:

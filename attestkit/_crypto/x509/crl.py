@@ -41,7 +41,7 @@ class Crl(NamedTuple):
     serial_numbers: frozenset[int]  # of revoked certificates, whatever the date or reason
 
     def is_current(self, now: datetime) -> bool:
-        """Return whether the list is valid at an aware time."""
+        """Return whether the list is valid at `now`, an aware datetime; nextUpdate is exclusive."""
         return self.start <= now.timestamp() < self.end
 
     def validity(self, now: datetime) -> str:
@@ -196,7 +196,7 @@ def read_crl(der: bytes, issuer: IntelCertificate, what: str) -> Crl:
 
 
 class AmdCrl(NamedTuple):
-    """A parsed CRL, whose signature `check_crl_signature` verifies."""
+    """A parsed CRL; its signature is not verified, which `check_crl_signature` does."""
 
     envelope: SignedCrl
     content: Crl

@@ -70,7 +70,7 @@ _CRITICAL: Final = frozenset({ExtensionOID.KEY_USAGE, ExtensionOID.BASIC_CONSTRA
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IntelCertificate:
-    """A certificate that conforms to the profile; not verified."""
+    """A certificate that conforms to the profile of Intel's SGX PKI; not verified."""
 
     der: bytes = field(repr=False)
     common_name: str  # one of Intel's names, or empty
@@ -114,6 +114,9 @@ def check_issuer(
         signed: TBSCertificate.
         issuer: Certificate of the issuer.
         what: Name of the certificate, with which errors begin.
+
+    Raises:
+        SignatureError: If it has another issuer, or was not signed by it (`cert_bad_signature`).
     """
     if name != issuer.subject:
         message = f"{what}: the issuer must be {issuer.common_name}"
@@ -130,11 +133,11 @@ def read_intel_certificate(der: bytes, what: str, names: Sequence[str]) -> Intel
 
     Args:
         der: The certificate in DER.
-        what: Name of the certificate, with which errors begin.
+        what: Name of the certificate, with which SignatureErrors begin; FormatErrors lack it.
         names: Allowed common names; the other attributes of the subject must be Intel's.
 
     Raises:
-        FormatError: If the certificate is malformed, or exceeds 16,384 bytes.
+        FormatError: If the certificate is malformed, exceeds 16,384 bytes, or is not of version 3.
         SignatureError: If it has another subject (`unexpected_subject`), does not conform to the
             profile (`cert_constraints`), or is signed with another algorithm than ECDSA on P-256
             with SHA-256 (`cert_bad_signature`).

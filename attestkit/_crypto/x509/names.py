@@ -74,6 +74,9 @@ def subject_and_key(tbs: bytes) -> tuple[bytes, bytes]:
     """Return subject (Name) and SubjectPublicKeyInfo of a TBSCertificate, all in DER.
 
     cryptography returns them re-encoded only, but evidence is bound to the original bytes.
+
+    Raises:
+        FormatError: If `tbs` is malformed.
     """
     fields = DerReader(tbs).enter(SEQUENCE)
     if fields.tag() == context(0):
@@ -94,7 +97,7 @@ def public_key_bits(spki: bytes) -> bytes:
     unused, bits = fields.bits()
     fields.finish()
     if unused:
-        raise FormatError("public key: has unused bits", reason="wrong_value")
+        raise FormatError("public key: must have no unused bits", reason="wrong_value")
     return bits
 
 

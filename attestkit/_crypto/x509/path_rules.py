@@ -50,13 +50,14 @@ def check_trusted_root(named: NamedCertificate, root: NamedCertificate, rules: P
     `rules` is the profile of the certificates, by which a signature of `named` is verified.
 
     Raises:
-        SignatureError: If it is not (`untrusted_root`).
+        SignatureError: If it is not (`untrusted_root`), or is signed with an algorithm that is not
+            one of `rules` (`cert_bad_signature`).
     """
     (name, certificate), (root_name, anchor) = named, root
     if certificate.der == anchor.der:
         return
     if (certificate.subject, certificate.spki) != (anchor.subject, anchor.spki):
-        raise SignatureError(f"{name} is not {root_name}", reason="untrusted_root")
+        raise SignatureError(f"{name}: must be {root_name}", reason="untrusted_root")
     check_issued(named, root, "untrusted_root", rules)
 
 

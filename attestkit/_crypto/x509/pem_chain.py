@@ -33,7 +33,7 @@ def split_chain(data: bytes, offset: int) -> tuple[bytes, ...]:
         offset: Offset of `data` in the quote, for errors.
 
     Raises:
-        FormatError: If `data` are malformed.
+        FormatError: If `data` are malformed, or have no certificate or more than 10.
     """
     chain = data.rstrip(b"\0")
     if chain.startswith(_SEQUENCE):
@@ -48,7 +48,7 @@ def split_strict_chain(data: bytes) -> tuple[bytes, ...]:
     certificates, and NUL bytes at the end of the text only.
 
     Raises:
-        FormatError: If the chain has another form or no certificate.
+        FormatError: If the chain has another form, no certificate, or more than 10.
     """
     text, at = data.rstrip(b"\0"), 0
     found: list[bytes] = []

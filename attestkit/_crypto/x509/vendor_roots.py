@@ -92,8 +92,8 @@ def pck_key(chain: Sequence[bytes]) -> bytes:
         P-256 point: x and y, 64 bytes.
 
     Raises:
-        SignatureError: If a certificate is malformed or not signed by the next one, or the root is
-            not Intel's.
+        SignatureError: If there are not 3 certificates, one is malformed or not signed by the next
+            one, the root is not Intel's, or the key is not on P-256.
     """
     if len(chain) != 3:
         raise _bad(f"must have 3 certificates, not {len(chain)}", "chain_length")

@@ -81,7 +81,7 @@ _NO_EVENTS: Final = b"\x80"  # an empty array in CBOR
 
 
 class CmwContent(NamedTuple):
-    """Evidence in a CMW, its encoding, and enclosed collateral and GPU evidence, unparsed."""
+    """Decoded evidence of a CMW, its encoding, and enclosed JSON; None if the CMW has none."""
 
     evidence: Evidence
     encoding: CmwEncoding
@@ -118,8 +118,8 @@ def encode_evidence(
     Args:
         encoding: `cbor` and `json` are collections, the others a record or a tagged message.
         evidence: The evidence.
-        collateral: Collateral in nine-field JSON, for collections only.
-        gpu_evidence: Evidence of GPUs in JSON, for collections only.
+        collateral: Collateral in JSON; only collections include it, others ignore it.
+        gpu_evidence: Evidence of GPUs in JSON; only collections include it, others ignore it.
 
     Raises:
         UsageError: If a text has unpaired surrogates, or `encoding` is a record or a tagged message
@@ -139,8 +139,8 @@ def decode_evidence(data: bytes) -> CmwContent:
     """Decode `data`, a CMW in JSON or CBOR that contains evidence.
 
     Raises:
-        FormatError: If the CMW or a part is malformed, or the parts belong to different platforms.
-            The message begins with the label of the part.
+        FormatError: If the CMW or a part is malformed, a part is missing, or the parts belong to
+            different platforms. The message names the label of the part.
     """
     if (td := evidence_parts.decode_cmw_td(data)) is not None:
         return CmwContent(td[0], "cbor", td[1])

@@ -17,7 +17,8 @@ def read_json(data: bytes) -> cmw.Cmw:
 
     Raises:
         FormatError: If the JSON is malformed or has duplicate keys, or the CMW is not valid or
-            exceeds a limit. The message begins with the label of the record or collection.
+            exceeds a limit. The message for valid JSON begins with the label of the record or
+            collection, or "CMW" for the outermost.
     """
     return _read(decode_strictly(data), cmw.Budget(), 0, "CMW")
 

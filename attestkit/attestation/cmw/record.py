@@ -146,7 +146,8 @@ def write_cbor(message: Cmw) -> bytes:
     """Encode a record or a collection in deterministic CBOR (RFC 8949, 4.2.1).
 
     Raises:
-        UsageError: If the message is not valid, or exceeds a limit of the decoder.
+        UsageError: If the message is not valid, exceeds a limit of the decoder, or has an unpaired
+            surrogate or the label `__cmwc_t`, which is that of the type.
     """
     try:
         return encode_cbor(_tree(message, Budget(), 0))
@@ -158,7 +159,7 @@ def write_tag(number: int, value: bytes) -> bytes:
     """Encode `value` as a tagged message of the CoAP Content-Format `number`, in CBOR.
 
     Raises:
-        UsageError: If the Content-Format has no tag.
+        UsageError: If the Content-Format has no tag: it is not 0 to 65,024.
     """
     return b"\xda" + tag_number(number).to_bytes(4, "big") + encode_cbor(value)
 
@@ -174,7 +175,7 @@ def make_record(
     """Validate the parts of a record, and return the record.
 
     Args:
-        media_type: Media type (text) or CoAP Content-Format (integer).
+        media_type: Media type (text, at most 256 characters) or CoAP Content-Format (0 to 65,535).
         value: The message.
         ind: Indicator, bits that name the types of messages in `value`, such as 4 for evidence;
             None if the record has none.
@@ -182,7 +183,8 @@ def make_record(
         offset: Offset of the record in the data, for errors; None if unknown.
 
     Raises:
-        FormatError: If media type, Content-Format or indicator is not valid.
+        FormatError: If media type, Content-Format or indicator is not valid; `value` is not
+            checked.
     """
     if isinstance(media_type, str):
         if len(media_type) > _MAX_TEXT or not _is_media_type(media_type):
@@ -219,7 +221,8 @@ def make_collection(
         offset: Offset of the collection in the data, for errors; None if unknown.
 
     Raises:
-        FormatError: If the number of entries is out of range, or the type is not a URI or OID.
+        FormatError: If there are not 1 to 64 entries, or the type is not a URI or OID of at most
+            256 characters. The entries are not checked.
     """
     if not 0 < len(entries) <= MAX_ENTRIES:
         count = len(entries)

@@ -25,7 +25,7 @@ def decode_evidence(data: bytes) -> Evidence:
     The report data are the qualifying data of the quote, zero-padded to 64 bytes.
 
     Raises:
-        FormatError: If it is malformed, or over 1 MiB.
+        FormatError: If `data` is malformed, has an unknown generation, or is over 1 MiB.
     """
     if len(data) > MAX_SIZE:
         message = f"CoCo evidence: {len(data)} bytes, at most {MAX_SIZE}"
@@ -45,8 +45,9 @@ def encode_evidence(evidence: Evidence) -> bytes:
     data are the report data, else generation 1, which does not state that.
 
     Raises:
-        UsageError: If the evidence is of another platform, its quote is not RSASSA with SHA-256
-            over PCRs 0 to 23 of the SHA-256 bank, or it has runtime events or a configuration.
+        UsageError: If the evidence is of another platform, its quote is not over PCRs 0 to 23 of
+            the SHA-256 bank, it has runtime events or a configuration, or a part is malformed; on
+            Azure also if the quote is not RSASSA with SHA-256, or the VCEK is missing on SEV-SNP.
     """
     platform, stack = evidence
     if stack.runtime_events or stack.config or stack.report_data_payload is not None:

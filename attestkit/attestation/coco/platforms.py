@@ -41,7 +41,7 @@ _MAX_MESSAGE: Final = 1024  # bytes of a TPMS_ATTEST
 _MAX_FIELD: Final = 1 << 16  # items of an array of numbers: over every part
 
 ReadBytes = Callable[[object, str], bytes]
-"""Decode a byte string from its JSON value; the text is the subject of errors."""
+"""Decode a byte string from its JSON value; FormatErrors begin with the text, its name."""
 
 
 def read_quote(
@@ -105,10 +105,10 @@ def _quote(
 
 
 def report_data_of(quote: VtpmQuote) -> bytes:
-    """Return the qualifying data of a quote, zero-padded to 64 bytes.
+    """Return the report data: the qualifying data of a quote, zero-padded to 64 bytes.
 
     Raises:
-        FormatError: If the message is malformed, or its qualifying data are longer.
+        FormatError: If the quote's message is malformed, or the qualifying data are longer.
     """
     extra = TpmsAttest.parse(quote.message).extra_data
     if len(extra) > REPORT_DATA_SIZE:
@@ -148,12 +148,20 @@ def bare_signature_of(quote: VtpmQuote) -> bytes:
 
 
 def bytes_of_hex(value: object, what: str) -> bytes:
-    """Decode a JSON value, a hex string; `what` names it in the error."""
+    """Decode a JSON value, a hex string; `what` is its name in the error.
+
+    Raises:
+        FormatError: If it is null, not a string, or not hex.
+    """
     return from_hex(value, what)
 
 
 def bytes_of_array(value: object, what: str) -> bytes:
-    """Decode a JSON value, an array of numbers 0 to 255; `what` names it in the error."""
+    """Decode a JSON value, an array of numbers 0 to 255; `what` is its name in the error.
+
+    Raises:
+        FormatError: If it is null, not such an array, or has more than 65,536 items.
+    """
     if value is None:
         raise FormatError(f"{what}: missing", reason="missing")
     if not isinstance(value, list) or not all(type(item) is int for item in value):
@@ -167,7 +175,11 @@ def bytes_of_array(value: object, what: str) -> bytes:
 
 
 def member(fields: dict[str, Any], name: str, read: ReadBytes) -> bytes:
-    """Decode with `read` the member `name` of a JSON object's members; it must not be empty."""
+    """Decode with `read` the member `name` of a JSON object's members.
+
+    Raises:
+        FormatError: If it is missing, empty, or not valid for `read`.
+    """
     if not (found := read(fields.get(name), name)):
         raise FormatError(f"{name}: empty", reason="missing")
     return found
@@ -217,7 +229,8 @@ def build_generic_tpm(platform: Tpm) -> dict[str, Any]:
     """Return the members of the JSON document of a TPM alone.
 
     Raises:
-        UsageError: If the quote is not of PCRs 0 to 23, or the key is malformed.
+        UsageError: If the quote is not of PCRs 0 to 23 of the SHA-256 bank, or the key is missing
+            or malformed.
     """
     quote = platform.vtpm_quote
     return {
@@ -297,7 +310,7 @@ def _check_bound(report: bytes, report_data: bytes) -> None:
     """Check that the user data of the HCL report are the report data, as generation 2 states."""
     user_data = HclReport.parse(report).content.user_data or bytes(len(report_data))
     if not hmac.compare_digest(user_data, report_data):
-        message = "version 2, but the user data of the HCL report are not the report data"
+        message = "version: 2, but the user data of the HCL report are not the report data"
         raise FormatError(message, reason="inconsistent")
 
 
@@ -353,7 +366,11 @@ def _certificates(blob: bytes) -> list[bytes]:
 
 
 def bytes_of_base64url(value: object, what: str) -> bytes:
-    """Decode a JSON value in base64url, padded or not; `what` names it in the error."""
+    """Decode a JSON value in base64url, padded or not; `what` is its name in the error.
+
+    Raises:
+        FormatError: If it is null, not a string, or not base64url.
+    """
     if value is None:
         raise FormatError(f"{what}: missing", reason="missing")
     if not isinstance(value, str):

@@ -32,9 +32,13 @@ _KEYS = {
 
 
 class MrConfig(NamedTuple):
-    """A parsed mr_config document; missing fields are empty, `init_script_hashes` None."""
+    """A parsed mr_config document.
 
-    document: bytes
+    `key_provider` and `compose_hash` are required. The default of `version` is 3, that of
+    `init_script_hashes` None; other missing fields are empty.
+    """
+
+    document: bytes  # the JSON as it is hashed
     version: int
     app_id: bytes  # 20 bytes
     compose_hash: bytes  # 32 bytes
@@ -52,7 +56,7 @@ class MrConfig(NamedTuple):
 
         Raises:
             FormatError: If the document is not a JSON object, is over 1 MiB, has an unknown key, or
-                a key is missing or has an invalid value.
+                a required key is missing or one has an invalid value.
         """
         raw = _document_bytes(document)
         if len(raw) > _LARGEST:
@@ -85,7 +89,8 @@ class MrConfig(NamedTuple):
         """Check version and lengths, as required to verify a launch.
 
         Raises:
-            FormatError: If the version is not 3, or an id has a wrong length.
+            FormatError: If the version is not 3, or an id or hash has a wrong length; all but
+                `compose_hash` may be empty.
         """
         if self.version != 3:
             raise _bad(f"version: must be 3, not {self.version}", "unsupported_version")
@@ -97,7 +102,11 @@ class MrConfig(NamedTuple):
 
 
 def config_id_v1(compose_hash: bytes) -> bytes:
-    """Return the configuration id of version 1 (48 bytes) for a compose hash (32 bytes)."""
+    """Return the configuration id of version 1 (48 bytes) for a compose hash (32 bytes).
+
+    Raises:
+        UsageError: If the compose hash is not 32 bytes.
+    """
     require_size("compose_hash", compose_hash, 32)
     return b"\1" + compose_hash + bytes(15)
 
@@ -112,6 +121,9 @@ def config_id_v2(
         app_id: 20 bytes.
         key_provider: `none`, `local`, `kms` or `tpm`.
         key_provider_id: Any number of bytes.
+
+    Raises:
+        UsageError: If `key_provider` is unknown, or compose hash or app id has another size.
     """
     if key_provider not in KEY_PROVIDERS:
         message = f"key_provider: must be one of {', '.join(KEY_PROVIDERS)}: {shown(key_provider)}"
@@ -123,17 +135,33 @@ def config_id_v2(
 
 
 def config_id_v3(document: str | bytes) -> bytes:
-    """Return the configuration id of version 3 (48 bytes) for an mr_config document (JSON)."""
+    """Return the configuration id of version 3 (48 bytes) for an mr_config document (JSON).
+
+    The document is hashed as it is, not parsed.
+
+    Raises:
+        FormatError: If it is text with an unpaired surrogate.
+    """
     return b"\3" + host_data(document) + bytes(15)
 
 
 def host_data(document: str | bytes) -> bytes:
-    """Return the HOST_DATA (32 bytes) of an SEV-SNP guest for a mr_config `document` (JSON)."""
+    """Return the HOST_DATA (32 bytes) of an SEV-SNP guest for a mr_config `document` (JSON).
+
+    The document is hashed as it is, not parsed.
+
+    Raises:
+        FormatError: If it is text with an unpaired surrogate.
+    """
     return sha256(_V3_TAG + _document_bytes(document))
 
 
 def nitro_tpm_pcr8(config_id: bytes) -> bytes:
-    """Return PCR 8 of a NitroTPM after extending it with a configuration id (48 bytes)."""
+    """Return PCR 8 of a NitroTPM (48 bytes) after a configuration id of 48 bytes extended zeros.
+
+    Raises:
+        UsageError: If `config_id` is not 48 bytes.
+    """
     require_size("config_id", config_id, 48)
     return sha384(bytes(48) + config_id)
 
@@ -143,10 +171,12 @@ def _document_bytes(document: str | bytes) -> bytes:
 
 
 def read_script_hashes(fields: Mapping[str, object]) -> tuple[bytes, ...] | None:
-    """Return `init_script_hashes` from JSON members in hex: up to 5 of 32 bytes; None without them.
+    """Return member `init_script_hashes` of `fields`, decoded from hex: up to 5 of 32 bytes.
+
+    None is returned if the member is missing or null.
 
     Raises:
-        FormatError: If the field has another type, size or number of items.
+        FormatError: If the member has another type, size or number of items.
     """
     found = fields.get("init_script_hashes")
     if found is None:

@@ -33,7 +33,7 @@ _CACHED_SIZE = 16_384  # characters of a configuration; longer ones are not cach
 
 
 def verify_os_image(evidence: parts.Evidence, *, quote: Quote | None = None) -> bytes:
-    """Verify that the evidence is of the OS image in the VM configuration; return its hash.
+    """Verify that the evidence is of the OS image in its VM configuration; return its hash.
 
     Args:
         evidence: Evidence of TDX whose VM configuration has the attestation variant "lite", of
@@ -45,10 +45,13 @@ def verify_os_image(evidence: parts.Evidence, *, quote: Quote | None = None) -> 
         The hash of the OS image, 32 bytes.
 
     Raises:
-        FormatError: If the configuration or a document in it is malformed.
-        VerificationError: If the registers differ from those of the image.
-        UnsupportedError: If the evidence does not suffice: TDX with the variant "legacy" needs the
-            image, and other platforms have no measurement.
+        FormatError: If the configuration, a document in it, or the signed part is malformed.
+        VerificationError: If the registers differ from those of the image, its documents are not of
+            the stated hash or missing (NitroTPM), HOST_DATA is not the hash of the mr_config
+            document (reason `mr_config`), or a Nitro Enclave runs in debug mode.
+        ReplayError: If the TPM's log does not replay to PCR 2 (Google Cloud).
+        UnsupportedError: If the evidence does not suffice: TDX without the variant "lite" needs the
+            image, Google's TDX `gcp_measurement`, and other platforms have no such document.
     """
     platform = evidence.platform
     text = evidence.stack.config
@@ -66,21 +69,21 @@ def verify_os_image(evidence: parts.Evidence, *, quote: Quote | None = None) -> 
         return _check_gcp(platform, found)
     if isinstance(platform, parts.NitroTpm):
         return _check_nitro_tpm(platform, found)
-    message = "OS image: needs verification of a TPM quote, which is not supported"
+    message = "OS image: cannot be verified: no measurement document is defined for the platform"
     raise UnsupportedError(message, reason="os_image")
 
 
 def read_measurement_version(vm_config: str) -> int:
     """Return the version, 3 or 4, of the measurement document of a TD's image.
 
-    `vm_config` is the VM configuration in the evidence, JSON text, which contains the document.
-
-    Registers are not compared.
+    `vm_config` is the VM configuration in the evidence, JSON text, which contains the document. The
+    registers of the TD are not compared.
 
     Raises:
         FormatError: If the configuration or the document is malformed.
         VerificationError: If the document is not that of the image's hash.
-        UnsupportedError: If the configuration has no document, only the hash of the image.
+        UnsupportedError: If the attestation variant is not "lite": the configuration then has only
+            the hash of the image.
     """
     return _read_tdx_launch(vm_config)[1].version
 
@@ -89,8 +92,8 @@ def expected_snp_measurement(config: VmConfig) -> bytes:
     """Return the launch measurement (48 bytes) of an SEV-SNP guest with this configuration.
 
     Raises:
-        FormatError: If the configuration or its documents are malformed.
-        VerificationError: If the documents do not belong to the image.
+        FormatError: If the configuration or a document in it is missing or malformed.
+        VerificationError: If the documents are not those of the image's hash.
     """
     return snp.compute_measurement(*_snp_launch(config))
 

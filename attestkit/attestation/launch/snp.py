@@ -127,7 +127,7 @@ CPU_IDENTITIES: dict[str, tuple[int, int, int]] = {
 }
 """Family, model and stepping of CPU types of QEMU, by names in lower case."""
 CPU_TYPES = ("EPYC", "EPYC-Rome", "EPYC-Milan", "EPYC-Genoa")
-"""CPU types of QEMU that are measured differently."""
+"""CPU types of QEMU, one for each that is measured differently."""
 
 
 class OvmfSection(NamedTuple):
@@ -135,7 +135,7 @@ class OvmfSection(NamedTuple):
 
     gpa: int  # guest physical address
     size: int  # bytes
-    kind: int
+    kind: int  # 1 and 4 are zeroed memory, 2 secrets, 3 CPUID, 0x10 kernel hashes
 
     @property
     def pages(self) -> int:
@@ -158,8 +158,8 @@ class SnpImage(NamedTuple):
     ovmf_hash: bytes  # 48 bytes
     kernel_hash: bytes  # 32 bytes
     initrd_hash: bytes  # 32 bytes
-    hashes_table_gpa: int
-    reset_eip: int
+    hashes_table_gpa: int  # guest physical address of the table of kernel hashes
+    reset_eip: int  # EIP of all virtual CPUs but the first
     ovmf_sections: tuple[OvmfSection, ...]
 
     @classmethod
@@ -191,7 +191,9 @@ def compute_measurement(image: SnpImage, launch: SnpLaunch) -> bytes:
     """Return the launch measurement (48 bytes) of an image with these launch parameters.
 
     Raises:
-        FormatError: If a value is out of range.
+        FormatError: If a value is out of range, the CPU type or a section type is unknown, the
+            command line does not name the root file system (`dstack.rootfs_hash`), or no section is
+            for kernel hashes.
     """
     _check(image, launch)
     digest = image.ovmf_hash
@@ -248,11 +250,11 @@ def _check(image: SnpImage, launch: SnpLaunch) -> None:
         ),
         (1 <= len(sections) <= 64, "wrong_size", "ovmf_sections must be 1 to 64 sections"),
         (all(section.size for section in sections), "wrong_value", "ovmf_sections: one is empty"),
-        (in_memory, "wrong_value", "ovmf_sections: one exceeds the address space"),
+        (in_memory, "wrong_value", "ovmf_sections: a section exceeds 64-bit addresses"),
         (
             sum(s.pages for s in sections) <= _MAX_PAGES,
             "too_large",
-            "ovmf_sections: too many pages",
+            "ovmf_sections: more than 65,536 pages",
         ),
         (not unknown, "unsupported", f"ovmf_sections: unsupported section type: {kind}"),
         (_KERNEL_HASHES in kinds, "missing", "ovmf_sections: no section for kernel hashes"),

@@ -32,7 +32,7 @@ SECURE_BOOT_KEYS: Final = (
 
 
 def variable_data(variable: VariableName, data: bytes = b"") -> bytes:
-    """Return UEFI_VARIABLE_DATA of a variable with the content `data`; a missing one has none."""
+    """Return UEFI_VARIABLE_DATA of a variable and its content; empty `data` for a missing one."""
     vendor, name = variable
     sizes = len(name).to_bytes(8, "little") + len(data).to_bytes(8, "little")
     return vendor.bytes_le + sizes + name.encode("utf-16-le") + data

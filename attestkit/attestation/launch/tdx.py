@@ -141,7 +141,8 @@ class TdxLaunch(NamedTuple):
             events: Event log, for the digests of the ACPI tables.
 
         Raises:
-            FormatError: If the log does not have exactly one event for each ACPI table.
+            FormatError: If the log does not have exactly one event for each ACPI table, with a
+                digest of 48 bytes.
         """
         rtmr0, rtmr1, rtmr2 = _replay(self.hob, _acpi_digests(events), self.boot)
         return TdxRegisters(self.mrtd, rtmr0, rtmr1, rtmr2)
@@ -156,16 +157,17 @@ def read_launch(image: TdxImage, vm_config: Mapping[str, Any]) -> TdxLaunch:
             qemu_single_pass_add_pages.
 
     Raises:
-        FormatError: If the configuration has no "lite" measurement, which for an image without
-            normalized kernel header means that memory_size is neither 0x80000000 nor at least
-            0xB0000000.
+        FormatError: If a member is invalid or contradicts the document, memory_size is not above
+            the ranges of the document's td_hob, or td_hob is malformed. For an image without
+            normalized kernel header, also if memory_size is neither 0x80000000 nor at least
+            0xB0000000: there is no "lite" measurement then.
     """
     memory = strict_json.number_field(vm_config, "memory_size", 63, 0)
     if not image.kernel_header_normalized and memory != _MIN_MEMORY and memory < SPLIT_MEMORY:
         # The address of the initrd, which QEMU writes into the kernel, depends on the size.
         message = (
-            f"vm_config: memory_size: no lite measurement for this size: {memory}; use 2 GiB, at "
-            "least 2816 MiB, or an image whose kernel header is normalized"
+            f"vm_config: memory_size: no lite measurement for {memory} bytes (0: missing); use 2 "
+            "GiB, at least 2816 MiB, or an image whose kernel header is normalized"
         )
         raise FormatError(message, reason="unsupported")
     if (variant := vm_config.get("ovmf_variant")) is not None and variant != image.ovmf:
@@ -191,7 +193,7 @@ def _replay(hob: bytes, acpi: _Three, boot: _Three) -> _Three:
 
 @lru_cache(64)
 def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
-    """Return the SHA-384 of the TD HOB.
+    """Return the SHA-384 of the TD HOB, the list of memory for the firmware: 48 bytes.
 
     Args:
         witness: Memory ranges that the firmware accepts, from the image's measurement document:
@@ -206,7 +208,7 @@ def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
     """
     hob_at, accepted = _witness(witness)
     if memory_size <= max((end for _, end in accepted), default=0):
-        message = f"vm_config: memory_size: {memory_size}, must be above the ranges of td_hob"
+        message = f"vm_config: memory_size: {memory_size}, must exceed the ranges of td_hob"
         raise FormatError(message, reason="inconsistent")
     left = [MemoryRange(0, memory_size)]
     for start, end in accepted:
@@ -277,7 +279,9 @@ def _acpi_digests(events: Sequence[WireEvent]) -> _Three:
 
 
 def is_two_pass(vm_config: Mapping[str, Any]) -> bool:
-    """Return whether the host added all pages of a section before it measured them.
+    """Return whether the host added all pages of a section before it measured any of them.
+
+    Then MRTD is `mrtd_two_pass` of the measurement document.
 
     `vm_config` are the members of the VM configuration: `qemu_single_pass_add_pages`, else
     `qemu_version`.

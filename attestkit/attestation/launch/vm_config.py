@@ -41,7 +41,7 @@ class VmConfig(NamedTuple):
 
     @property
     def os_image_hash(self) -> bytes:
-        """The hash of the OS image, normally 32 bytes; empty if missing."""
+        """The hash of the OS image, normally 32 bytes; empty if missing; FormatError if not hex."""
         return strict_json.hex_field(self.fields, "os_image_hash")
 
     def find(self, name: str) -> object:
@@ -56,7 +56,7 @@ def read_os_image_hash(text: str) -> bytes:
     It is empty if the configuration has none.
 
     Raises:
-        FormatError: As `VmConfig.parse`, and if the hash is not hex.
+        FormatError: As for `VmConfig.parse`, and if the hash is not hex.
     """
     return _cached_image_hash(text) if len(text) <= _CACHED_SIZE else _image_hash(text)
 
@@ -67,7 +67,8 @@ def choose_config(embedded: str, supplied: str) -> str:
     Both are JSON text, empty if missing; each may be inside a system configuration.
 
     Raises:
-        FormatError: If they have different values, or are malformed.
+        FormatError: If both are present and have different values, or one of them is malformed.
+            One that is alone, or equal to the other, is not parsed.
     """
     if not embedded or not supplied or embedded == supplied:
         return embedded or supplied

@@ -18,7 +18,7 @@ _LARGEST: Final = 1 << 25  # bytes or characters, the limit of the client of a g
 
 
 def parse_response(response: str | bytes | Mapping[str, object]) -> dict[str, Any]:
-    """Return the members of a response: of JSON text, or the object itself.
+    """Return the members of a response, JSON text or an object that is parsed already.
 
     Raises:
         FormatError: If it is not a JSON object, or over 32 MiB.
@@ -32,14 +32,22 @@ def parse_response(response: str | bytes | Mapping[str, object]) -> dict[str, An
 
 
 def decode_attestation(fields: dict[str, Any]) -> bytes | None:
-    """Return the bytes of a response's member `attestation` (hex); None if missing or empty."""
+    """Return the bytes of a response's member `attestation` (hex); None if missing or empty.
+
+    Raises:
+        FormatError: If the member is not text, or not hex.
+    """
     if not (text := fields.get("attestation")):
         return None
     return strict_json.from_hex(text, "attestation")
 
 
 def vm_config_of(fields: dict[str, Any]) -> str:
-    """Return the VM configuration (JSON text) in a response's members; empty if it has none."""
+    """Return the VM configuration (JSON text) in a response's members; empty if it has none.
+
+    Raises:
+        FormatError: If the member `vm_config` is not text.
+    """
     return strict_json.string(fields, "vm_config", "")
 
 
@@ -68,7 +76,8 @@ def parse_quote_and_log(quote: bytes, event_log: str, config: str = "") -> Evide
     configuration, JSON text; empty if unknown.
 
     Raises:
-        FormatError: If quote or log is malformed.
+        FormatError: If quote or log is malformed, or the quote is of an SGX enclave.
+        UsageError: If `quote` is not `bytes`.
     """
     report_data = td_body(quote).report_data
     events = tuple(agent_json.parse(event_log))

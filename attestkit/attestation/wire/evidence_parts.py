@@ -29,7 +29,7 @@ class PcrValue(NamedTuple):
     """A quoted PCR of a TPM: number, hash of its bank, value."""
 
     number: int  # `index` on the wire; tuples have a method of that name
-    algorithm: str
+    algorithm: str  # such as sha256
     value: bytes
 
 
@@ -54,7 +54,7 @@ class TpmQuote(NamedTuple):
 class Tdx(NamedTuple):
     """Evidence of Intel TDX under QEMU."""
 
-    quote: bytes
+    quote: bytes  # TDX quote
     event_log: tuple[WireEvent, ...]
 
 
@@ -120,7 +120,7 @@ class AzureTdx(NamedTuple):
 
     hcl_report: bytes  # as in NV index 0x01400001, may be zero-padded
     vtpm_quote: VtpmQuote
-    td_quote: bytes
+    td_quote: bytes  # TDX quote
 
 
 class Tpm(NamedTuple):
@@ -181,7 +181,7 @@ class Stack(NamedTuple):
 
     report_data: bytes  # 64 bytes
     runtime_events: tuple[RuntimeEvent, ...]
-    config: str
+    config: str  # VM configuration, JSON text; empty if unknown
     report_data_payload: str | None = None  # only in evidence of a pod (`dstack-pod`)
 
 
@@ -270,8 +270,11 @@ def _stripped_event(event: WireEvent) -> WireEvent:
 def with_report_data(platform: Platform, report_data: bytes) -> Platform:
     """Return a copy with other report data in quote or report, whose signature is then invalid.
 
-    On Nitro and Azure, and for a TPM alone, the report data are inside a signed document or a TPM's
-    quote; the platform is then returned unchanged.
+    `report_data` has 64 bytes. On Nitro and Azure, and for a TPM alone, the report data are inside
+    a signed document or a TPM's quote; the platform is then returned unchanged.
+
+    Raises:
+        UsageError: If the quote or report is too short to contain report data.
     """
     if isinstance(platform, (SevSnp, GcpSnp)):
         return platform._replace(

@@ -85,12 +85,12 @@ class ScaleReader(Cursor):
 
 
 def encode_u32(value: int) -> bytes:
-    """Encode `value` in 4 bytes, little-endian."""
+    """Encode `value` in 4 bytes, little-endian; UsageError if it is not 0 to 2**32 - 1."""
     return _fixed(value, 4)
 
 
 def encode_compact(value: int) -> bytes:
-    """Encode `value`, below 2**32, in its shortest compact form."""
+    """Encode `value`, 0 to 2**32 - 1, in its shortest compact form; UsageError for others."""
     if value < 1 << 6:
         return _fixed(value << 2, 1)
     if value < 1 << 14:
@@ -106,7 +106,11 @@ def encode_blob(value: bytes) -> bytes:
 
 
 def encode_text(value: str) -> bytes:
-    """Encode `value` as UTF-8, after the number of bytes as a compact integer."""
+    """Encode `value` as UTF-8, after the number of bytes as a compact integer.
+
+    Raises:
+        UsageError: If `value` has an unpaired surrogate.
+    """
     return encode_blob(utf8(value, "SCALE", UsageError))
 
 
@@ -120,4 +124,6 @@ def _fixed(value: int, size: int) -> bytes:
     try:
         return value.to_bytes(size, "little")
     except OverflowError as error:
-        raise UsageError(f"SCALE: {value} exceeds {size} bytes", reason="out_of_range") from error
+        raise UsageError(
+            f"SCALE: {value} does not fit in {size} bytes, unsigned", reason="out_of_range"
+        ) from error

@@ -113,7 +113,7 @@ _KINDS: Final = list(_PLATFORMS)
 
 
 def decode_evidence(data: bytes) -> Evidence:
-    """Decode evidence in SCALE.
+    """Decode `data`, evidence in SCALE whose first byte is the version, 0; it is not checked here.
 
     Raises:
         FormatError: If `data` is malformed, or has trailing bytes.
@@ -137,7 +137,8 @@ def encode_evidence(evidence: Evidence) -> bytes:
 
     Raises:
         UsageError: If SCALE cannot represent it: a platform that dstack does not define, evidence
-            of a pod, events of digest version 2, or report data that is not 64 bytes long.
+            of a pod, events of digest version 2, report data that is not 64 bytes long, text with
+            an unpaired surrogate, or a number over 32 bits.
     """
     stack = evidence.stack
     if type(evidence.platform) not in _PLATFORMS:

@@ -22,7 +22,8 @@ def decode_evidence(data: bytes) -> Evidence:
     """Decode evidence in CBOR.
 
     Raises:
-        FormatError: If `data` is malformed, its version is not 1, or bytes follow the document.
+        FormatError: If `data` lacks tag 55799 or is malformed, its version is not 1, or bytes
+            follow the document.
     """
     if data[:3] != _TAG:
         raise FormatError("Unknown attestation wire format", reason="unrecognized")
@@ -44,7 +45,7 @@ def encode_evidence(evidence: Evidence) -> bytes:
 
 
 def encode_cbor(value: object) -> bytes:
-    """Encode `value`, of maps, lists, text, integers and bytes, in deterministic CBOR.
+    """Encode `value`, made of maps, lists, text, integers and bytes, in deterministic CBOR.
 
     Raises:
         UsageError: If a text has unpaired surrogates.

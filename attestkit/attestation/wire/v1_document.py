@@ -65,9 +65,10 @@ def decode_document(reader: Reader) -> Evidence:
 
 
 def decode_part(reader: Reader, name: str) -> object:
-    """Decode the field `name` of a document from the reader's data, which must end with it.
+    """Decode the field `name` of the platform or stack from the reader's data, which ends with it.
 
-    A CMW collection has one record for each such field.
+    A CMW collection has one record for each such field, such as `runtime_events`. The type of the
+    result is that of the field in `evidence_parts`.
 
     Raises:
         FormatError: If the field is malformed, or has trailing bytes.
@@ -78,7 +79,7 @@ def decode_part(reader: Reader, name: str) -> object:
 
 
 def build_tree(evidence: Evidence) -> dict[str, Any]:
-    """Return evidence as maps, lists, text, integers and bytes, with keys in wire order.
+    """Return the document: evidence as maps, lists, text, integers and bytes, keys in wire order.
 
     Raises:
         UsageError: If the version 1 format does not define the evidence's platform.
@@ -96,7 +97,7 @@ def build_tree(evidence: Evidence) -> dict[str, Any]:
 
 
 def build_parts(evidence: Evidence) -> dict[str, Any]:
-    """Return the parts of evidence of any platform by name, as in `build_tree`."""
+    """Return the fields of platform and stack by name, for any platform, as in `build_tree`."""
     platform, stack = evidence
     return _part_trees(platform) | _stack_trees(stack)
 

@@ -50,7 +50,7 @@ AK_HANDLE: Final = 0x81000003
 
 USER_DATA_SIZE: Final = 64
 REFRESH_SECONDS: Final = 3.0
-"""Time after which the paravisor makes a new report of the user data; it does so every 2 s."""
+"""Seconds to wait for a report with new user data; the paravisor makes one every 2 s."""
 
 _NOT_AZURE: Final = "this is not a confidential VM of Azure"
 _CREATE: Final = "create the VM with the security type ConfidentialVM"
@@ -96,7 +96,9 @@ class Paravisor:
         raise failed(self.path, text, "wrong_report_data")
 
     def read_once(self) -> tuple[bytes, HclReport]:
-        """Return what `read_report` does, but the paravisor may have renewed it between two pieces.
+        """Return the HCL report as `read_report` does, but without the check that it is consistent.
+
+        It is not if the paravisor renewed it while its pieces were read.
 
         Raises:
             BackendUnavailableError: As `read_report`.
@@ -213,7 +215,7 @@ class AzureBackend(TpmGuest):
     Raises:
         BackendUnavailableError: If the TPM is missing, not accessible, or a TPM 1.2.
         BackendError: If it cannot be opened for another reason.
-        UsageError: If `$TPM_DEVICE` is not an absolute path.
+        UsageError: If an environment variable is not an absolute path.
     """
 
     name = "azure"
@@ -247,7 +249,7 @@ class AzureBackend(TpmGuest):
         Raises:
             BackendUnavailableError: If the TPM is missing or not accessible, or has no such report.
             BackendError: If the TPM fails.
-            UsageError: If `$TPM_DEVICE` is not an absolute path.
+            UsageError: If an environment variable is not an absolute path.
         """
         paths = find_kernel_paths() if paths is None else paths
         with open_tpm(None, paths) as client:

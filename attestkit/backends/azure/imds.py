@@ -107,7 +107,9 @@ class ImdsClient:
         return quote
 
     def get_snp_certificates(self) -> tuple[bytes, ...]:
-        """Return the VCEK certificate of this machine, then the ASK's and the ARK's, in DER.
+        """Return the VCEK certificate of this machine, then 1 to 4 of its chain, in DER.
+
+        The chain is that of the response, usually those of ASK and ARK; nothing is verified.
 
         Raises:
             QuoteUnavailableError: If the service is not reachable, or returns an error.
@@ -161,7 +163,7 @@ class ImdsClient:
             message = f"{self._name(request)}: {error}"
             reason: BackendReason = _REASONS.get(error.kind, "malformed_response")
             if reason in ("timed_out", "cannot_connect"):
-                message += "; allow the link-local route"
+                message += "; allow this VM to connect to that address"
                 raise QuoteUnavailableError(message, reason=reason) from error
             raise BackendError(message, reason=reason) from error
 
@@ -181,7 +183,8 @@ def read_base64(text: str, what: str) -> bytes:
     `what` names the text in errors.
 
     Raises:
-        FormatError: If the text is malformed, or has letters of both alphabets.
+        FormatError: If the text is malformed, has characters of both alphabets, or its unused bits
+            are not zero.
     """
     plain = text.rstrip("=")
     url = plain.replace("-", "+").replace("_", "/")
@@ -203,5 +206,7 @@ def _certificates(fields: dict[str, object], name: str, most: int) -> list[bytes
     except FormatError as error:
         raise FormatError(f"{name}: {error.message}", reason=error.reason) from error
     if len(found) > most:
-        raise FormatError(f"{name}: at most {most} certificates: {len(found)}", reason="too_many")
+        raise FormatError(
+            f"{name}: must have at most {most} certificates, not {len(found)}", reason="too_many"
+        )
     return found

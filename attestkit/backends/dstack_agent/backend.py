@@ -63,7 +63,8 @@ class DstackAgent:
     Raises:
         BackendUnavailableError: If the agent is missing or not accessible.
         BackendBusyError: If the agent is overloaded or does not respond in time.
-        UsageError: If the endpoint is invalid.
+        BackendError: If the response is not that of an agent.
+        UsageError: If the endpoint or the timeout is invalid.
     """
 
     name = "dstack_agent"
@@ -105,7 +106,9 @@ class DstackAgent:
             endpoint: URL or path of the agent's socket; None: as in the constructor.
 
         Raises:
+            UsageError: If the endpoint is invalid.
             BackendUnavailableError: If the agent is missing or not accessible.
+            BackendBusyError: If the agent is overloaded or does not respond in time.
             BackendError: If the response is not that of an agent.
         """
         return _make_client(endpoint).find_api()
@@ -118,7 +121,9 @@ class DstackAgent:
             endpoint: URL or path of the agent's socket; None: as in the constructor.
 
         Raises:
+            UsageError: If the endpoint is invalid.
             BackendUnavailableError: If the agent is missing or not accessible.
+            BackendBusyError: If the agent is overloaded or does not respond in time.
             BackendError: If the response is not that of an agent.
         """
         _check_agent(_make_client(endpoint))
@@ -132,7 +137,7 @@ class DstackAgent:
         Raises:
             BackendUnavailableError: If the agent is missing or simulated.
             UsageError: If the environment selects an agent that is not usable.
-            QuoteUnavailableError: If the agent returns no quote, so it cannot be checked.
+            QuoteUnavailableError: If the agent fails to return evidence, so it cannot be checked.
             BackendError: If the response is not that of an agent.
         """
         endpoint, named = find_agent_endpoint()
@@ -160,11 +165,12 @@ class DstackAgent:
         """Return a raw TDX quote over `report_data`, exactly 64 bytes.
 
         Raises:
-            UsageError: If `report_data` is not 64 bytes.
+            UsageError: If `report_data` is not 64 bytes, or the backend is closed.
+            UnsupportedError: If the agent has no method for quotes, or refuses it.
             QuoteUnavailableError: If the agent or its platform has no quote.
             BackendUnavailableError: If the agent is not accessible.
             BackendBusyError: If the agent is overloaded or does not respond in time.
-            BackendError: If the response is malformed.
+            BackendError: If the response is malformed, or the call failed for another reason.
         """
         arguments = _quote_arguments(report_data)
         try:
@@ -189,8 +195,7 @@ class DstackAgent:
         Attest. Only the size of the response (at most 32 MiB) and its nesting depth are checked.
 
         Raises:
-            UsageError: If `report_data` is not 64 bytes.
-            BackendError: As `get_quote`.
+            AttestKitError: As `get_quote`.
         """
         return _request_evidence(self._client, report_data).text
 
@@ -200,7 +205,7 @@ class DstackAgent:
         Agents may omit the payloads of the firmware's events. Empty on a platform without a log.
 
         Raises:
-            BackendError: As `get_quote`.
+            AttestKitError: As `get_quote`.
         """
         text = _request_evidence(self._client, bytes(_REPORT_DATA)).text
         with _reading():
@@ -235,16 +240,24 @@ class DstackAgent:
         """Return the app-compose.json from the response to Info, unchanged.
 
         Raises:
-            UnsupportedError: If the agent hides it or does not have it.
-            BackendError: As `get_quote`.
+            UnsupportedError: If the agent hides it, or has neither it nor Info.
+            AttestKitError: As `get_quote`.
         """
         if self.api == "v1":
             if compose := _text(self._client.call("v1/Info"), "app_compose"):
                 return compose.encode()
-            raise UnsupportedError("response to v1/Info: no app_compose", reason="no_app")
+            raise UnsupportedError(
+                "response to v1/Info: no app_compose; use dstack.sock, or set "
+                "public_tcbinfo in the app-compose",
+                reason="no_app",
+            )
         tcb_info = _text(self._client.call("Info"), "tcb_info")
         if not tcb_info:
-            raise UnsupportedError("response to Info: the agent hides tcb_info", reason="no_app")
+            raise UnsupportedError(
+                "response to Info: the agent hides tcb_info; use dstack.sock, or set "
+                "public_tcbinfo in the app-compose",
+                reason="no_app",
+            )
         with _reading():
             found = _text(strict_json.read_object(tcb_info, "tcb_info"), "app_compose")
         if not found:

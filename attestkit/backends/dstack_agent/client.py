@@ -181,8 +181,8 @@ class AgentClient:
         Only UTF-8 and nesting depth are checked.
 
         Raises:
-            UsageError: If the agent rejects the arguments, they have more than 10 MiB, or the
-                client is closed.
+            UsageError: If `method` is not a valid name, or the client is closed; if the arguments
+                cannot be encoded as JSON or have more than 10 MiB, or the agent rejects them.
             UnsupportedError: If the agent does not have the method, or refuses it.
             BackendUnavailableError: If the agent is not accessible.
             BackendBusyError: If the agent is overloaded or does not respond in time.

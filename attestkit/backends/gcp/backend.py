@@ -143,9 +143,10 @@ class GcpBackend:
         client: A TPM to use instead of a device; the backend owns it.
 
     Raises:
-        UsageError: If `hardware` has neither TDX quotes with registers nor SNP reports.
-        BackendUnavailableError: If hardware or vTPM are missing or not accessible, or the TPM is
-            not Google's.
+        UsageError: If `hardware` has neither TDX quotes with registers nor SNP reports, or is not
+            that of the subclass; or if an environment variable is invalid.
+        BackendUnavailableError: If hardware or TPM are missing or not accessible. Whether the TPM
+            is Google's is checked by the first call that needs its key.
         BackendError: If a device fails.
     """
 

@@ -74,8 +74,9 @@ UNKNOWN: Final[Meaning] = (failed, "io_error", "undocumented error; see the kern
 def access_error(path: object, problem: str, error: OSError, remedy: str = "") -> BackendError:
     """Return the error for a file that cannot be opened, read or written.
 
-    Its text is "`path`: `problem`" and the errno of `error`; if permission is denied, also the
-    file's permissions and `remedy`, which has its own separator ("; run as root").
+    Its text is "`path`: `problem`" and the errno of `error`. If permission is denied or the file
+    system is read-only, it is a BackendUnavailableError, whose text also has the file's permissions
+    and `remedy`, with its own separator ("; run as root"). Otherwise it is a BackendError.
     """
     text = f"{problem} ({error_name(error)})"
     if error.errno in DENIED | {errno.EROFS}:

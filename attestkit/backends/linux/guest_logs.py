@@ -42,8 +42,11 @@ def read_boot_log(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> byt
         calls: The system calls.
 
     Raises:
-        BackendUnavailableError: If the log exists but is not accessible.
-        BackendError: If the table is malformed, not of a TDX guest, or does not match its area.
+        BackendUnavailableError: If the log exists but is not accessible, `ccel_file` is missing, or
+            /sys/firmware is empty, as in a container.
+        BackendError: If a file cannot be read for another reason; if the table is malformed or not
+            of a TDX guest; if the log does not have the size in the table, or has more than 16 MiB;
+            or if `ccel_file` is empty.
     """
     if paths.ccel_file is not None:
         return _read_copy(paths.ccel_file, calls)
@@ -165,7 +168,7 @@ def read_boot_id(paths: KernelPaths, *, calls: DeviceCalls = REAL_CALLS) -> str:
     try:
         data = read_file(path, _BOOT_ID_SIZE, calls=calls)
     except OSError as error:
-        text = f"boot id: cannot be read ({error_name(error)}); mount /proc"
+        text = f"boot id: cannot be read ({error_name(error)}); check the mount of /proc"
         raise unavailable(path, text, "unreadable") from error
     if not _BOOT_ID.fullmatch(data):
         raise failed(path, f"boot id: must be a UUID, not {data[:16]!r}", "malformed_response")

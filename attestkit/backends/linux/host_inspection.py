@@ -60,7 +60,7 @@ class Cpu(NamedTuple):
     tdx: bool = False  # a TDX guest, leaf 0x21
     sev_snp: bool = False  # the CPU supports SEV-SNP, leaf 0x8000001F; also on hosts
     hypervisor: str = ""  # "KVMKVMKVM"; empty on bare metal
-    isolation: str = "none"  # Hyper-V isolation type: "none", "VBS", "SNP" or "TDX"
+    isolation: str = "none"  # of Hyper-V: "none", "VBS", "SNP", "TDX", or the number of another
 
 
 class Mounts(NamedTuple):

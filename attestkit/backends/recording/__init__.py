@@ -66,8 +66,10 @@ class Recording(RecordedCalls):
         simulated: Always True in a replay; while recording, that of the recorded backend.
 
     Raises:
-        UsageError: If the arguments are invalid, or the file exists already.
-        BackendUnavailableError: If the recording is missing, or the backend is unusable here.
+        UsageError: If the arguments or an environment variable are invalid, or a new recording
+            cannot be created, for example because the file exists already.
+        BackendUnavailableError: If no path is given, the recording to replay cannot be read, or the
+            backend to record is unusable here.
         FormatError: If the file is not a valid recording.
         BackendError: If the recorded backend fails.
     """
@@ -113,7 +115,7 @@ class Recording(RecordedCalls):
         """Return the quote or SNP report over `report_data`, exactly 64 bytes.
 
         Raises:
-            UsageError: If `report_data` is not 64 bytes.
+            UsageError: If `report_data` is not 64 bytes, or the recording is closed.
             QuoteUnavailableError: If the call was not recorded.
             AttestKitError: If the recorded backend fails; a replay raises the recorded error.
         """
@@ -123,6 +125,7 @@ class Recording(RecordedCalls):
         """Return the recorded backend's event log, byte for byte.
 
         Raises:
+            UsageError: If the recording is closed.
             BackendError: If the call was not recorded.
             AttestKitError: If the recorded backend fails; a replay raises the recorded error.
         """
@@ -132,7 +135,8 @@ class Recording(RecordedCalls):
         """Finish the file and close the recorded backend. Idempotent.
 
         Raises:
-            BackendError: If the recording is incomplete, for example because the disk was full.
+            BackendError: If the recording is incomplete, for example because the disk was full;
+                or that of the recorded backend.
         """
         try:
             self._handler.close()

@@ -268,8 +268,8 @@ def error_from_json(found: Mapping[str, Any]) -> Callable[[], AttestKitError]:
     name, text, path = found.get("error"), found.get("text"), found.get("path", "")
     reason, offset = found.get("reason"), found.get("offset")
     if name not in errors.__all__:
-        text = f"error: unknown class {shown(str(name))}, must be one of attestkit.errors; upgrade"
-        raise FormatError(f"{text}, or record again", reason="wrong_value")
+        text = f"error: unknown class {shown(str(name))}, must be one of attestkit.errors"
+        raise FormatError(f"{text}; upgrade attestkit, or record again", reason="wrong_value")
     if not isinstance(text, str) or not isinstance(path, str):
         raise FormatError("error: text and path must be strings", reason="wrong_type")
     if offset is not None and type(offset) is not int:

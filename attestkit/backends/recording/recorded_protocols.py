@@ -52,12 +52,12 @@ class RecordedHost:
 
     @property
     def app_compose(self) -> AppCompose:
-        """The app's compose file."""
+        """The parsed app-compose.json; raises the recorded error if it could not be read."""
         return cast("AppCompose", self._app_compose.get())
 
     @property
     def vm_config(self) -> str:
-        """The configuration of the VM as JSON."""
+        """The configuration of the VM as JSON text; raises the recorded error without one."""
         return cast("str", self._vm_config.get())
 
     @property
@@ -252,7 +252,12 @@ class RecordedLog:
         return cast("AbstractContextManager[None]", _Locked(self._handler, lock))
 
     def events(self) -> tuple[Event, ...]:
-        """Return all events; the same tuple until an event is added."""
+        """Return the events of this boot; the same tuple until an event is added.
+
+        Raises:
+            BackendError: If a replay has no such call.
+            AttestKitError: As for the recorded log.
+        """
         with self.locked():
             return self._handler.call("journal_events", {}, self._read_events)
 
@@ -260,7 +265,13 @@ class RecordedLog:
         return cast("tuple[Event, ...]", self._log.events())
 
     def emit(self, event: Event) -> None:
-        """Extend RTMR3 by the event and append it to the log, atomically."""
+        """Extend the log's register by the event and append it to the log, atomically.
+
+        Raises:
+            UsageError: If `event` is not an Event.
+            BackendError: If this event is not the next state change of a replay.
+            AttestKitError: As for the recorded log.
+        """
         if not isinstance(event, Event):
             raise wrong_type("event", "an Event, such as of runtime_event", event)
         with self.locked():
@@ -269,7 +280,7 @@ class RecordedLog:
             )
 
     def close(self) -> None:
-        """Close the recorded journal."""
+        """Close the log of the recorded backend; no effect in a replay."""
         if self._log is not None:
             self._log.close()
 

@@ -50,6 +50,10 @@ class Recorder:
             name: The method, a key of `CALLS`.
             arguments: Its arguments as they are recorded, bytes as hex.
             invoke: Calls the backend.
+
+        Raises:
+            UsageError: If the recorder is closed, or was created before a fork.
+            AttestKitError: That of the backend.
         """
         with self._lock:
             self._check_usable()
@@ -182,7 +186,9 @@ class Replayer:
             invoke: Not called; it is a parameter because `Recorder.call` has it.
 
         Raises:
+            UsageError: If the replayer is closed.
             BackendError: If the call was not recorded here; the text lists the recorded calls.
+            AttestKitError: If the recorded result is an error.
         """
         del invoke
         key, call = call_codec.key_of(name, arguments), call_codec.CALLS[name]

@@ -115,7 +115,7 @@ class RecordingWriter:
         self._lines += 1
 
     def end(self) -> None:
-        """Write the last line and sync the file.
+        """Write the last line, with the number of calls, and sync the file to disk.
 
         Raises:
             OSError: As for `write`.
@@ -233,7 +233,10 @@ def _check_header(line: dict[str, Any]) -> dict[str, Any]:
     if line.get("format") != FORMAT:
         raise FormatError(f"not a recording: format must be {FORMAT!r}", reason="unrecognized")
     if line.get("version") != VERSION:
-        raise FormatError(f"version: must be {VERSION}; upgrade", reason="unsupported_version")
+        raise FormatError(
+            f"version: must be {VERSION}; upgrade attestkit, or record again",
+            reason="unsupported_version",
+        )
     return line
 
 
@@ -278,10 +281,14 @@ class _Parser:
         name = line[kind]
         call = call_codec.CALLS.get(name) if isinstance(name, str) else None
         if call is None or call.changes_state != (kind == "change"):
-            raise FormatError(f"{kind}: unknown call {shown(str(name))}", reason="wrong_value")
+            raise FormatError(
+                f"{kind}: unknown call {shown(str(name))}, or one of the other kind; upgrade "
+                "attestkit, or record again",
+                reason="wrong_value",
+            )
         arguments = {key: line[key] for key in line.keys() - _ANSWERS - {kind}}
         if not {type(value) for value in arguments.values()} <= {str, int, type(None)}:
-            raise FormatError("arguments: must be strings or integers", reason="wrong_type")
+            raise FormatError("arguments: must be strings, integers or null", reason="wrong_type")
         key = call_codec.key_of(name, arguments)
         return RecordedCall(key, call.changes_state, self._parse_result(line, call.codec))
 
@@ -299,7 +306,10 @@ class _Parser:
             raise FormatError("as: cannot be combined with answer or error", reason="inconsistent")
         known, value = self._answers.get(line["as"], (None, None))
         if known is not codec:
-            raise FormatError("as: must be an earlier line with an answer", reason="wrong_value")
+            raise FormatError(
+                "as: must be the number of an earlier line with an answer of the same kind",
+                reason="wrong_value",
+            )
         return call_codec.RecordedResult(value)
 
 

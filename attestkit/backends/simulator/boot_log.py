@@ -64,7 +64,7 @@ def boot_log(image: Image) -> bytes:
 
 
 def boot_records(image: Image) -> tuple[Record, ...]:
-    """Return the measurements of a boot of `image`, in the order of firmware and kernel."""
+    """Return the measurements of RTMR0 to RTMR2 in a boot of `image`, in the order of the boot."""
     data = _event_data(image.firmware)
     records = []
     for event in _in_order(image.events):
@@ -155,7 +155,7 @@ def encode_spec_id(index: int, banks: Sequence[str]) -> bytes:
 
 
 def encode_record(index: int, event_type: int, digests: Mapping[str, bytes], data: bytes) -> bytes:
-    """Return a record in the crypto-agile format.
+    """Return a record (TCG_PCR_EVENT2) in the crypto-agile format.
 
     Args:
         index: Number of the PCR or, in a TD's log, of the RTMR plus 1.
@@ -289,6 +289,9 @@ def shim_and_grub_records() -> tuple[BootRecord, ...]:
 
 
 def encode_log(records: Sequence[BootRecord]) -> bytes:
-    """Return the log as Linux shows it in binary_bios_measurements, without padding."""
+    """Return the log of `records`, as Linux shows it in binary_bios_measurements, without padding.
+
+    Its first record, which names the banks, is added.
+    """
     encoded = [encode_record(one.pcr, one.event_type, one.digests, one.data) for one in records]
     return encode_spec_id(0, BANKS) + b"".join(encoded)

@@ -7,14 +7,17 @@ from typing import Final, NamedTuple
 class SimulatedPlatform(NamedTuple):
     """A platform; a cloud's guest has a vTPM, and DMI strings by which it is detected."""
 
-    class_path: str  # module in this package, and class
-    provider: str = "none"  # of configfs-tsm
+    class_path: str  # module in this package, and class: "tdx:Simulator"
+    provider: str = "none"  # name in the file `provider` of configfs-tsm
     dmi: Mapping[str, str] = {}  # files of /sys/class/dmi/id
     has_imds: bool = False  # whether evidence needs the metadata service
 
     @property
     def hardware(self) -> str:
-        """Platform of the hardware's files in the guest: "snp" for sev_guest, otherwise "tdx"."""
+        """Platform, "snp" or "tdx", whose device files the guest has.
+
+        It is "snp" if `provider` is "sev_guest", otherwise "tdx", even without such files.
+        """
         return "snp" if self.provider == "sev_guest" else "tdx"
 
 

@@ -51,7 +51,7 @@ def roots_of(seed: bytes, scenario: Scenario) -> SimulatedRoots:
 def platform_root(seed: bytes, scenario: Scenario) -> CloudRoot:
     """Return the root CA of a platform's processor, or of the cloud or TPM if none is simulated.
 
-    Its key is derived from `seed`, 32 bytes.
+    Its key is derived from `seed`, 32 bytes; the `trust_anchor` of `scenario` has no effect.
     """
     name = scenario.platform
     if name.endswith("tdx"):

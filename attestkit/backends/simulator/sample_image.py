@@ -49,12 +49,12 @@ _HEADER = 72  # bytes
 
 
 def volume(kind: UUID, size: int, body: bytes, name: UUID | None = None) -> bytes:
-    """Return a firmware volume; `body` is padded with erased flash.
+    """Return a firmware volume; `body` is padded with 0xFF bytes, as in erased flash.
 
     Args:
         kind: Format of the contents: NVRAM or FFS2.
         size: Size of the volume in bytes.
-        body: Contents.
+        body: Contents, which must fit behind the headers of 72 or, with a name, 96 bytes.
         name: Name of the volume, in an extended header; None: without that header.
     """
     extended = _HEADER if name else 0
@@ -104,7 +104,7 @@ def variable_volume(entries: bytes, size: int, store_end: int | None = None) -> 
     """Return a volume with a store of variables.
 
     Args:
-        entries: The variables, encoded.
+        entries: The encoded variables, without the header of the store.
         size: Size of the volume in bytes.
         store_end: Offset of the end of the store; None: that of the volume.
     """
@@ -243,7 +243,11 @@ def sample_kernel(seed: str) -> bytes:
 def normalize_header(kernel: bytes, initrd_size: int, cmdline: str) -> bytes:
     """Return a kernel with the header that QEMU writes for machines of 2816 MiB and more.
 
-    The header has the initrd's address, which depends on its size in bytes, and `cmdline`'s.
+    The header has the addresses of initrd and `cmdline`; `initrd_size` is in bytes.
+
+    Raises:
+        FormatError: If the setup header is malformed.
+        UsageError: If the initrd does not fit into the memory, or `cmdline` is not valid.
     """
     return patch_setup_header(
         kernel, memory_size=SPLIT_MEMORY, initrd_size=initrd_size, cmdline=cmdline

@@ -93,7 +93,10 @@ class SimulatedApp(GpuHost):
             keys.save(self._key_file)
 
     def use_keys(self, keys: AppKeys) -> None:
-        """Use these keys as the app's, and wipe them in `close`."""
+        """Replace the app's keys by `keys`, which `close` wipes.
+
+        The previous keys are wiped now, unless the caller passed them to the constructor.
+        """
         previous, are_ours = self._app_keys, self._keys_are_ours
         self._app_keys, self._keys_are_ours = keys, True
         if previous is not None and previous is not keys and are_ours:

@@ -25,8 +25,8 @@ _NO_INTEL: Final = "SEV-SNP has no Intel collateral; AMD's certificates come wit
 class SnpSimulator(Simulator):
     """A simulated SEV-SNP guest: `Simulator(platform="snp")`.
 
-    The arguments are those of `Simulator`; `quote_version` must be None. A state folder contains
-    only the seed, because a guest has no state that survives a reboot.
+    The arguments are those of `Simulator`; `quote_version` must be None and `kms_boot` False. A
+    state folder contains only the seed, because a guest has no state that survives a reboot.
     """
 
     platform = "snp"
@@ -37,7 +37,7 @@ class SnpSimulator(Simulator):
     open_journal: Any = None
 
     mr_config: str
-    """The document, JSON, that identifies the app; its hash is the report's HOST_DATA."""
+    """The document, JSON, that identifies the app; with `seals_app`, its hash is HOST_DATA."""
 
     seals_app = True
     """Whether HOST_DATA is the hash of `mr_config`; otherwise it is zero."""
@@ -68,6 +68,9 @@ class SnpSimulator(Simulator):
 
         attestkit's verifier uses it as one of its `amd_crls`; other verifiers request it at the
         address in the root certificate.
+
+        Raises:
+            UsageError: If `now` is not in 1970-01-02 to 9999-12-02.
         """
         return self._chip.crl(self._now() if now is None else now)
 
@@ -128,7 +131,7 @@ class SnpSimulator(Simulator):
         return b""
 
     def reset(self) -> None:
-        """Reboot; a guest without registers has no state to reset."""
+        """Do nothing: a guest without registers has no state that a reboot clears."""
 
     def _halt(self) -> None:
         pass

@@ -108,12 +108,20 @@ class StateFolder:
         return state
 
     def save(self, state: State) -> None:
-        """Store the state of the TD atomically."""
+        """Store the state of the TD atomically.
+
+        Raises:
+            BackendError: If the file cannot be written.
+        """
         fields = {**state._asdict(), "rtmrs": [value.hex() for value in state.rtmrs]}
         self._replace_file(REGISTERS, json.dumps(fields).encode() + b"\n")
 
     def forget(self) -> None:
-        """Delete the stored state, because the TD is off."""
+        """Delete the stored state, because the TD is off; do nothing if there is none.
+
+        Raises:
+            BackendError: If the file cannot be deleted.
+        """
         try:
             (self.path / REGISTERS).unlink(missing_ok=True)
             self._sync_folder()
@@ -172,7 +180,7 @@ def _read_limited(path: Path) -> bytes:
     """Return the content of a file; BackendError if it is too long."""
     data = read_regular(path, _LARGEST + 1)
     if len(data) > _LARGEST:
-        raise failed(path, f"longer than {_LARGEST} bytes", "state")
+        raise failed(path, f"longer than {_LARGEST} bytes; use another state directory", "state")
     return data
 
 
@@ -250,7 +258,12 @@ class SoftTd:
         self.joined_rtmrs: bytes = b"".join(rtmrs)  # 192 bytes, as in a quote
 
     def reset(self) -> None:
-        """Reboot: clear the events since the last boot, and archive their log."""
+        """Reboot: set the registers to the boot plan's values, and archive the log of events.
+
+        Raises:
+            BackendError: If the folder cannot be used.
+            JournalError: If the runtime log cannot be used.
+        """
         boot_id = str(UUID(bytes=self._random(16), version=4))
         with self.journal.locked(), self._changing:
             # In this order, so that a process killed in between leaves a TD that is off.
@@ -293,5 +306,5 @@ class SoftTd:
             self._set(rtmrs)
 
     def close(self) -> None:
-        """Close the journal. Idempotent."""
+        """Close the journal, but not the folder. Idempotent."""
         self.journal.close()

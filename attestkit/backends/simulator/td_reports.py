@@ -22,7 +22,11 @@ _LIVE: Final = {"rtmr0", "rtmr1", "rtmr2", "rtmr3", "report_data"}  # not fixed 
 
 
 def issue_platform(seed: bytes, scenario: Scenario) -> tuple[SimulatedPki, QuotingEnclave]:
-    """Return the PKI of a seed (32 bytes) and the quoting enclave of the scenario's platform."""
+    """Return the PKI of a seed (32 bytes) and the quoting enclave of the scenario's platform.
+
+    Raises:
+        UsageError: If the scenario's platform id is invalid, or it alters an unknown field.
+    """
     pki = SimulatedPki(seed, config=scenario.pki)
     platform_pki = pki if scenario.platform_pki is None else pki.other(scenario.platform_pki)
     enclave = QuotingEnclave(platform_pki, scenario.platform_id, config=scenario.quote)
@@ -54,7 +58,7 @@ def launch_body(scenario: Scenario, mr_config_id: bytes, *, mrtd: bytes | None =
     own = {"mrtd": measured, "mr_config_id": mr_config_id}
     changes = dict(scenario.body)
     if invalid := changes.keys() - TdBody._fields | changes.keys() & _LIVE:
-        text = f"scenario: body has no settable field {min(invalid)!r}"
+        text = f"scenario: body: cannot set {min(invalid)!r}; use fields of TdBody fixed at launch"
         raise UsageError(text, reason="unknown_name")
     body = TdBody(**{**own, **changes})
     body.td15()  # checks the sizes
@@ -121,6 +125,9 @@ class EmulatedTd:
         scenario: Its `body` replaces launch values, and its `image` selects the OS image.
         paravisor: MRTD (48 bytes) of a paravisor, which extends no register; None: the TD boots the
             simulated OS image.
+
+    Raises:
+        UsageError: As for `launch_body`.
     """
 
     def __init__(
@@ -172,7 +179,7 @@ class EmulatedTd:
         self.rtmrs[register] = sha384(self.rtmrs[register] + digest).digest()
 
     def report(self, report_data: bytes) -> bytes:
-        """Return a TDREPORT over `report_data`, 64 bytes: 1024 bytes with MAC."""
+        """Return a TDREPORT, 1024 bytes with a MAC, over `report_data`, 64 bytes (not checked)."""
         info = b"".join((self._td_info_head, *self.rtmrs, self._td_info_tail))
         head = b"".join((self._head, sha384(info).digest(), report_data, bytes(32)))
         mac = _mac(self._mac_key, head)
@@ -185,7 +192,7 @@ class ReportQuoter:
     Args:
         pki: The PKI of the platform.
         version: 4 (quotes with a TD 1.0 body) or 5 (TD 1.5).
-        check_mac: Whether to reject reports of other platforms.
+        check_mac: Whether to reject reports whose MAC is not of this platform.
         enclave: Signer of the quotes. None: that of the platform.
         td10: Whether quotes of version 5 also have a TD 1.0 body.
 
@@ -214,12 +221,12 @@ class ReportQuoter:
         """Return the quote of a TDREPORT, 1024 bytes.
 
         Raises:
-            FormatError: If the report is malformed, or from another platform.
+            FormatError: If the report is malformed or, with `check_mac`, from another platform.
         """
         if self._mac_key is not None:
             given = report[_MAC_AT : _MAC_AT + 32]
             if len(report) != 1024 or not hmac.compare_digest(_mac(self._mac_key, report), given):
-                text = "TDREPORT: the MAC is not from this platform"
+                text = "TDREPORT: must have 1024 bytes and a MAC of this platform; request another"
                 raise FormatError(text, reason="inconsistent", offset=_MAC_AT)
         body = TdReport.parse(report).quote_body(extended=self._extended)
         return self._enclave.quote(body, version=self._version)

@@ -85,12 +85,14 @@ class Simulator(SimulatedApp):
         faults: The armed faults. Once a fault that delays is armed, `blocking` is True.
 
     Raises:
-        UsageError: If an argument is invalid, or `image` cannot be opened.
+        UsageError: If an argument is invalid, conflicts with another or does not apply to the
+            platform, or `image` cannot be opened.
         FormatError: If `image` is malformed, or one of its files altered.
         ConfigError: If `app_compose` is invalid.
         BackendBusyError: If another process uses `state_dir`.
         BackendUnavailableError: If `tpm` is "swtpm", which is not installed.
         BackendError: If `state_dir` cannot be used.
+        JournalError: If the runtime log in `state_dir` cannot be used.
     """
 
     name = "simulator"
@@ -298,13 +300,21 @@ class Simulator(SimulatedApp):
         return self._now()
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Return the simulated Intel PCS's collateral at the Unix time `now`; None: at present."""
+        """Return the simulated Intel PCS's collateral at the Unix time `now`; None: at present.
+
+        Raises:
+            UsageError: If `now` minus the collateral's age is not in 1970-01-02 to 9999-12-02.
+        """
         return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
 
     def sgx_collateral(self, now: float | None = None) -> Collateral:
         """Return the collateral for SGX quotes of the machine at the Unix time `now`.
 
-        `now` None: at present. Except on the platform "tdx", UnsupportedError is raised.
+        `now` None: at present.
+
+        Raises:
+            UnsupportedError: If the platform is not "tdx".
+            UsageError: If `now` is not in 1970-01-02 to 9999-12-02.
         """
         if self.platform != "tdx":
             text = f"sgx_collateral: needs the platform tdx, not {self.platform}"
@@ -352,7 +362,12 @@ class Simulator(SimulatedApp):
         return self._event_log
 
     def read_rtmr(self, register: int) -> bytes:
-        """Return the value of a register, 0 to 3: 48 bytes."""
+        """Return the value of a register, 0 to 3: 48 bytes.
+
+        Raises:
+            UsageError: If `register` is not 0 to 3.
+            BackendError: If a fault is injected.
+        """
         if register not in (0, 1, 2, 3):
             raise UsageError(f"register: must be 0 to 3, not {register!r}", reason="out_of_range")
         self._calls.read(register)

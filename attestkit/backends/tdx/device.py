@@ -153,11 +153,11 @@ class TdxDevice:
         request = self.command(fd, _GET_REPORT0, lambda: bytearray(argument))
         report = bytes(request[REPORT_DATA_SIZE:])
         if report[0] != _TDX_REPORT:
-            text = f"wrong type of the report: {report[0]:#04x}, expected 0x81"
+            text = f"TD report: wrong type (byte 0): {report[0]:#04x}, expected 0x81"
             raise failed(self.path, text, "malformed_response")
         found = report[_REPORT_DATA_AT : _REPORT_DATA_AT + REPORT_DATA_SIZE]
         if not hmac.compare_digest(found, report_data):
-            raise failed(self.path, "the TD report is not over report_data", "wrong_report_data")
+            raise failed(self.path, "TD report: not over report_data; retry", "wrong_report_data")
         return report
 
     def command(self, fd: int, command: Command, argument: Callable[[], bytearray]) -> bytearray:
@@ -171,7 +171,8 @@ class TdxDevice:
             argument: Returns the argument, called for each attempt.
 
         Raises:
-            BackendError: As in `command.meanings`.
+            BackendError: If the call fails, or its result is not 0. For an errno in
+                `command.meanings` it is the error, mostly of a subclass, that is given there.
         """
         waits = iter(BUSY_WAITS)
         interruptions = 0

@@ -73,7 +73,7 @@ def parse_endpoint(address: object) -> Endpoint:
     """Return the endpoint of an address: ("vsock", cid, port) or the path of a UNIX socket.
 
     Raises:
-        UsageError: If it is neither.
+        UsageError: If it is neither, or the path is longer than 107 bytes.
     """
     if isinstance(address, (str, os.PathLike)):
         path = os.fspath(address)
@@ -299,7 +299,7 @@ def get_quote(
         BackendUnavailableError: If vsock or the socket is missing or not accessible.
         BackendBusyError: If the QGS has too many pending connections.
         QuoteUnavailableError: If the QGS is down, too slow, or returned an error.
-        BackendError: If the response is malformed.
+        BackendError: If the response is malformed or truncated.
     """
     if type(report) is not bytes or len(report) != REPORT_SIZE:
         given = len(report) if type(report) is bytes else type(report).__name__

@@ -81,14 +81,15 @@ class RtmrAccess:
     # -- reading -------------------------------------------------------------------------------
 
     def read(self, register: int) -> bytes:
-        """Return a register, 0 to 3, from its file, otherwise from a TD report: 48 bytes.
+        """Return a register, 0 to 3, from its file: 48 bytes; without the directory, by TD report.
 
         The file may be stale if the register was extended by other means.
 
         Raises:
             UsageError: If `register` is not 0 to 3.
-            BackendUnavailableError: If neither the file nor the device is accessible.
-            BackendError: If the value is malformed.
+            BackendUnavailableError: If the file or, without the directory, the device is missing or
+                not accessible.
+            BackendError: If reading failed for another reason, or the value is malformed.
         """
         _check_register(register, READABLE, "must be 0 to 3")
         with self._opened_folder() as folder:
@@ -108,8 +109,9 @@ class RtmrAccess:
 
         Raises:
             UsageError: If `register` is not 0 to 3.
-            BackendUnavailableError: If neither the file nor the device is accessible.
-            BackendError: If the value is malformed.
+            BackendUnavailableError: If neither the file nor the device is accessible, or the driver
+                of the device makes no TD reports.
+            BackendError: If reading failed for another reason, or the value is malformed.
         """
         _check_register(register, READABLE, "must be 0 to 3")
         with ExitStack() as stack:
@@ -327,7 +329,8 @@ class TdGuest:
 
         Raises:
             UsageError: If `register` is not 0 to 3.
-            BackendUnavailableError: If neither the RTMR file nor the device is accessible.
+            BackendUnavailableError: If the RTMR file or, without the directory of these files, the
+                device is missing or not accessible.
             BackendError: If reading failed for another reason.
         """
         return self._rtmrs.read(register)
@@ -349,7 +352,8 @@ class TdGuest:
 
         Raises:
             BackendUnavailableError: If the log exists but is not accessible.
-            BackendError: If the CCEL table is invalid.
+            BackendError: If the CCEL table or the size of the log is invalid, or reading failed for
+                another reason.
         """
         return read_boot_log(self._paths, calls=self._calls)
 

@@ -52,7 +52,7 @@ class TpmBackend(TpmGuest):
         client: A TPM to use instead of a device; the backend owns it.
 
     Raises:
-        UsageError: If an option is invalid.
+        UsageError: If an option or an environment variable is invalid.
         BackendUnavailableError: If the TPM is missing, not accessible, or a TPM 1.2.
         BackendError: If it cannot be opened for another reason.
     """
@@ -106,7 +106,8 @@ class TpmBackend(TpmGuest):
         Raises:
             UsageError: If `report_data` is not 64 bytes, or the backend is closed.
             UnsupportedError: If the bank is not allocated.
-            BackendUnavailableError: If the given handle has no attestation key.
+            BackendUnavailableError: If no key is at the handle that was given, or the key at
+                `ak_handle` is not an attestation key.
             BackendError: If the TPM fails.
         """
         check_bytes("report_data", report_data, 64)
@@ -136,7 +137,9 @@ class TpmBackend(TpmGuest):
         `tpm2_evictcontrol` removes it.
 
         Raises:
-            AttestKitError: As `collect_evidence`.
+            UsageError: If the backend is closed.
+            BackendUnavailableError: If the key that is there is not an attestation key.
+            BackendError: If the TPM fails, or refuses to store the key.
         """
         client = self._client
         with client.lock:

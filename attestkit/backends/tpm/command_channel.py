@@ -276,7 +276,10 @@ class CommandChannel:
 
 
 class ParameterReader(TpmReader):
-    """Cursor over the parameters of a response; `end` raises FormatError if bytes are left."""
+    """Cursor over the parameters of a response; `end` raises FormatError if bytes are left.
+
+    `command` is the name of the command, for errors.
+    """
 
     __slots__ = ()
 

@@ -51,7 +51,7 @@ class TpmCommand(NamedTuple):
     authorizations: tuple[Authorization, ...] = ()  # one for each handle that needs it
 
     def encode(self) -> bytes:
-        """Return the frame.
+        """Return the frame: header of 10 bytes, handles, any authorizations, and parameters.
 
         Raises:
             UsageError: If a field does not fit, or the frame has more than 4096 bytes.

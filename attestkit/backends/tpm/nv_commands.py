@@ -29,10 +29,10 @@ class NvPublic(NamedTuple):
     name: bytes = b""  # changes when the index is first written
 
     def encode(self) -> bytes:
-        """Return the TPMS_NV_PUBLIC.
+        """Return the TPMS_NV_PUBLIC, without `name`.
 
         Raises:
-            UsageError: If a value does not fit in its field.
+            UsageError: If the hash is unknown, or a value does not fit in its field.
         """
         hash_size(self.name_alg)  # raises for an unknown hash
         return b"".join(
@@ -174,6 +174,7 @@ class NvCommands(CommandChannel):
             name_alg: Hash of its name.
 
         Raises:
+            UsageError: If the hash is unknown, or a value does not fit in its field.
             TpmError: If the index exists, or is larger than the TPM permits.
             BackendError: As for `execute`.
         """

@@ -329,9 +329,9 @@ def malformed(path: str, error: FormatError) -> BackendError:
 
 @contextmanager
 def reading(path: str) -> Iterator[None]:
-    """Context manager: raise BackendError, which names the TPM `path`, if code raises FormatError.
+    """Context manager: replace a FormatError of its `with` block, which reads a response.
 
-    The code in its `with` block reads a response.
+    It raises BackendError instead, which names the TPM `path`.
     """
     try:
         yield

@@ -275,4 +275,5 @@ class TsmSystem(NamedTuple):
     pid: Callable[[], int] = os.getpid  # called for every request, because of forks
     alive: Callable[[int], bool] = _alive
     permissions: Callable[[str], str] = device_errors.permissions
+    # Locks the file at a path; returns the unlock function, or None if it is locked already.
     try_lock: Callable[[str], Callable[[], None] | None] = _try_lock

@@ -63,8 +63,8 @@ class TsmResponse(NamedTuple):
     """The response of configfs-tsm to one request, by the names of its files."""
 
     report: bytes  # outblob: a quote, or an SNP report
-    certificates: bytes = b""  # auxblob
-    manifest: bytes = b""  # manifestblob
+    certificates: bytes = b""  # auxblob; empty if it is missing or was not requested
+    manifest: bytes = b""  # manifestblob; likewise
 
 
 class TsmClient:
@@ -94,7 +94,9 @@ class TsmClient:
     # -- the platform --------------------------------------------------------------------------
 
     def identify(self) -> str:
-        """Return the platform, "tdx" or "snp", from `provider`; later requests require the same.
+        """Return the platform, "tdx" or "snp", by an entry's file `provider`, and remember it.
+
+        Requests fail if the file has another content later.
 
         Raises:
             BackendUnavailableError: If configfs-tsm is missing or not accessible, or its driver is
@@ -147,7 +149,8 @@ class TsmClient:
         Raises:
             UsageError: If the object is closed, or the kernel rejects the value of an option.
             UnsupportedError: If the kernel lacks an option of the request.
-            QuoteUnavailableError: If the host returned no report.
+            QuoteUnavailableError: If the host returned no report, or on SEV-SNP an earlier request
+                failed after which the driver may have wiped its key.
             BackendBusyError: If another process uses the device or the entry.
             BackendUnavailableError: If the driver was unloaded or access is denied.
             BackendError: If the kernel returned another error.
@@ -417,7 +420,7 @@ class TsmClient:
                 raise busy(path, f"locked by another process for {_MAX_WAIT:.0f} s; retry", "lock")
 
     def close(self) -> None:
-        """Retry removing leftover entries. A second call has no effect."""
+        """End requests, and retry removing leftover entries. A second call has no effect."""
         if not self._closed:
             self._closed = True
             with suppress(BackendError):

@@ -261,7 +261,8 @@ def read_variables(data: bytes, name: str) -> list[tuple[str, str]]:
         name: Name of the file, for errors, which contain no value.
 
     Raises:
-        FormatError: If the file is not UTF-8 text, a line has no `=`, or a value is not a string.
+        FormatError: If the file is not UTF-8 text, a line has no `=`, or the JSON is malformed or
+            has a value that is not a string.
     """
     try:
         text = data.decode()

@@ -84,6 +84,10 @@ class TableOptions(NamedTuple):
 
         Returns:
             All tables with their sources, and the ACPI tables alone (None if no source has them).
+
+        Raises:
+            UsageError, ConfigError, BackendError: As `find_tables`.
+            FormatError: As `find_tables`, or if the SMBIOS file cannot be read or is over 1 MiB.
         """
         from attestkit.measure.acpi import find_tables
         from attestkit.measure.dstack_guest import TableSources
@@ -360,7 +364,8 @@ def _read_evidence(path: Path) -> "Attestation":
     found = identify_file(path, "--against").value
     if isinstance(found, Attestation):
         return found
-    raise FormatError(f"--against {path}: must be evidence", reason="unsupported")
+    text = f"--against {path}: must be evidence, as attestkit attest writes it"
+    raise FormatError(text, reason="unsupported")
 
 
 def _compare(

@@ -224,7 +224,13 @@ DESCRIBE_LAZY: Final[dict[str, Callable[[Any], dict[str, Any]]]] = {
 
 
 def describe(found: FileContent) -> dict[str, Any]:
-    """Return the content of a file, ready for JSON: `kind` and then its fields; bytes in hex."""
+    """Return the content of a file, ready for JSON: `kind` and then its fields; bytes in hex.
+
+    Raises:
+        FormatError: If a part that is parsed only now is malformed, such as a bundle's evidence.
+        VerificationError: As `identify`, for a bundle's evidence.
+        UsageError: If contents of this kind cannot be shown.
+    """
     for kind, description in DESCRIBE.items():
         if isinstance(found.value, kind):
             return {"kind": found.kind, **description(found.value)}

@@ -81,7 +81,11 @@ class ConnectionOptions(NamedTuple):
 
     @property
     def inputs(self) -> tuple[Path, ...]:
-        """Files that options name; outputs must not overwrite them."""
+        """Files that options name; outputs must not overwrite them.
+
+        Raises:
+            UsageError: If one of several policies is not ROLE=FILE, or two are of the same role.
+        """
         files = (self.collateral, self.server_ca, self.trust_anchor, self.pins, *self.certificates)
         policies = (Path(name) for name in self._policy_files().values() if name not in _WORDS)
         given = (path for path in files if path is not None)

@@ -104,6 +104,9 @@ class EvidenceRequest(NamedTuple):
             name: Name of the member of the JSON object that contains the bytes in hex.
             fields: Other members of the object; `report_data` replaces that of the options.
             description: A description of the bytes, printed if they are written to a file.
+
+        Raises:
+            UsageError: If the file cannot be written.
         """
         own = {"size": len(raw), name: raw.hex(), "output": self.out.name}
         bound = {"report_data": self.report_data.value.hex()}

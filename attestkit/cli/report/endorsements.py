@@ -73,9 +73,10 @@ def presented_chain(evidence: Attestation | Quote) -> tuple[bytes, ...]:
 def describe_chain(
     certificates: Sequence[bytes], at: datetime
 ) -> list[tuple[str, State, dict[str, str]]]:
-    """Return title, state and fields of certificates in DER, in their order; skip unreadable ones.
+    """Return title, state and fields of certificates in DER, in their order.
 
-    The state is a CSS class and text, at the verification time `at`; fields are texts by title.
+    Only of the first 8; unreadable ones are skipped. The state is a CSS class and text, at the
+    verification time `at`; fields are texts by title.
     """
     described = []
     for der in certificates[:MOST]:
@@ -168,7 +169,10 @@ class _Platform(NamedTuple):
 
 
 def tcb_table(collateral: Collateral, evidence: Attestation | Quote) -> TcbTable | None:
-    """Return the table of TCB levels in the collateral's TCB info; None without a quote."""
+    """Return the table of TCB levels in the collateral's TCB info; None without a quote.
+
+    If the TCB info is malformed, the table has no levels, and the error in its note.
+    """
     from attestkit.verifier.dcap.tcb_info import read_tcb_info  # lazy: loads msgspec
 
     quote = evidence if isinstance(evidence, Quote) else evidence.quote

@@ -160,7 +160,12 @@ _FIRST: Final = "that the program is the intended one: it was accepted at its fi
 
 @dataclass(frozen=True)
 class Appraiser:
-    """Verifier of a service's answers, with the policy and the requirements of the caller."""
+    """Verifier of a service's answers, with the policy and the requirements of the caller.
+
+    Raises:
+        UsageError: If `allow_open` is set without `encrypt`, or for a service that does not encrypt
+            single fields.
+    """
 
     origin: Origin
     service: Service
@@ -208,11 +213,16 @@ class Appraiser:
                 TLS key.
             VerificationError: If evidence is not valid or not accepted.
             CollateralError: If collateral is missing or cannot be fetched.
+            UsageError: If no policy is for the role of a machine.
+            ConfigError: If the file of first-use pins cannot be read or written.
         """
         _check_values(answers)
         claims = self.service.read(answers, nonce, seen, self.model)
         if not 0 < len(claims.machines) <= MAX_MACHINES:
-            message = f"{self.service.name}: must have 1 to 64 machines, not {len(claims.machines)}"
+            message = (
+                f"{self.service.name}: the answer must have evidence of 1 to 64 machines, not of "
+                f"{len(claims.machines)}"
+            )
             raise ServiceError(message, reason="no_attestation")
         bindings = self._enforced(claims)
         _check_observed(bindings, seen)

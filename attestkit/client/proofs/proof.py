@@ -51,7 +51,11 @@ MAX_CERTIFICATE: Final = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ProofBundle:
-    """Content of a proof: answers with evidence, nonce, certificate, collateral, endorsements."""
+    """Content of a proof: answers with evidence, nonce, certificate, collateral, endorsements.
+
+    Raises:
+        UsageError: If `nonce` is not 32 bytes, or `at` has no time zone.
+    """
 
     service: str  # its name
     host: str
@@ -249,7 +253,8 @@ _CODE: Final = {
 class Proof:
     """Verified and unverified properties of a server, as `connect` and `verify_proof` return them.
 
-    `print` shows it for people, `to_dict` for programs. Every line is a check that was made.
+    `print` shows it for people, `to_dict` for programs. The line `NOT shown` is about properties
+    that were not verified.
     """
 
     origin: str  # https://host, with the port unless it is 443
@@ -280,7 +285,9 @@ class Proof:
     def keys(self) -> Mapping[str, bytes]:
         """Keys of the service that its evidence names, by purpose such as "signing-ed25519".
 
-        Raw public keys; of ECDSA signing keys, Ethereum addresses of 20 bytes.
+        Raw public keys; of ECDSA signing keys, Ethereum addresses of 20 bytes. For ACI,
+        `keyset-digest` is the SHA-256 of the keyset; for NEAR AI, names that end in `ohttp` are key
+        configurations (RFC 9458).
         """
         return self.claims.keys
 
@@ -290,7 +297,7 @@ class Proof:
         return any(machine.result.simulated for machine in self.machines)
 
     def to_dict(self) -> dict[str, object]:
-        """Return values for JSON, with bytes in hex and times in ISO 8601."""
+        """Return all fields but `claims` and `bundle` for JSON: bytes in hex, times in ISO 8601."""
         return {
             "origin": self.origin,
             "service": self.service,

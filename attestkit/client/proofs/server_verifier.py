@@ -197,6 +197,10 @@ class ServerVerifier:
             afresh: Whether the server is verified again even if its key is accepted now.
             made: List to which a proof is added: without `afresh` the newest one if it is valid,
                 whatever the key of the peer is. None: no proof is needed if that key is accepted.
+
+        Raises:
+            PeerRefusedError, UsageError: As `ConnectionVerifier.steps`, when the steps are
+                performed.
         """
         key = None if peer is None else peer.spki_sha256
         while True:

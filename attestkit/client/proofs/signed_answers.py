@@ -94,7 +94,11 @@ def require_signing(service: Service) -> None:
 
 
 class SignedAnswers:
-    """The hashes of recent answers of one endpoint; thread-safe."""
+    """The hashes of the last 1,000 answers of one endpoint; thread-safe.
+
+    Raises:
+        ServiceError: If the service does not sign its answers (reason `no_signatures`).
+    """
 
     def __init__(self, service: Service, model: str | None) -> None:
         require_signing(service)
@@ -140,8 +144,8 @@ class SignedAnswers:
                 the id.
 
         Raises:
-            UsageError: If the answer is not of this endpoint, has no id, or was not read to its
-                end.
+            UsageError: If the answer is not one of the last 1,000 of this endpoint, has no id, or
+                was not read to its end.
             ServiceError: If several answers have, or may have, its id (reason `signature`).
         """
         record = record_of(answer)
@@ -202,7 +206,7 @@ class SignedAnswers:
         if found.status != 200:
             message = (
                 f"{service.name}: no signature of the answer {shown(record.identifier)}, HTTP "
-                f"status {found.status}"
+                f"status {found.status}; if the service needs an API key, pass it in headers="
             )
             raise ServiceError(message, reason="no_signatures")
         if len(found.body) > MAX_SIGNATURE:

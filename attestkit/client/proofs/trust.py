@@ -78,8 +78,8 @@ class Trust:
             `gpu_services` sends them; None: direct connections.
 
     Raises:
-        UsageError: If a policy does not name app and image (reason `any_app`), has a wrong type, or
-            a Verifier is given with options.
+        UsageError: If a policy does not name app and image (reason `any_app`), has a wrong type, a
+            Verifier is given with options, or an option is not valid.
         ConfigError: If a policy's file cannot be read or is malformed.
     """
 
@@ -153,14 +153,16 @@ class Trust:
             policy: Policy in place of that of the role; None: that of the role.
 
         Raises:
-            AttestKitError: As `Verifier.verify`; UsageError if no policy is for the role.
+            AttestKitError: As `Verifier.verify`, and of requests for endorsements; UsageError if no
+                policy is for the role; ServiceError if the GPU evidence is bound to other report
+                data (reason `other_key`).
         """
         of_role = self._of_role(machine.role)
         verifier = of_role.verifier if policy is None else self.make_verifier(policy)
         evidence = _with_certificates(machine)
         binding = machine.gpu if gpu else None
         if binding is not None and binding.report_data != machine.report_data:
-            message = f"{machine.role}: GPU evidence must be for the report data of the CPU's"
+            message = f"{machine.role}: GPU evidence must be bound to the CPU's report data"
             raise ServiceError(message, reason="other_key")
         if binding is not None and gpu_endorsements is None and not of_role.is_callers:
             gpu_endorsements = self._fetch_endorsements(binding, now)

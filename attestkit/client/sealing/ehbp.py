@@ -19,7 +19,7 @@ MAX_CHUNK: Final = 64 << 20
 """Maximum size of a chunk of an answer in bytes, as of Tinfoil's own programs."""
 
 KEY_CONFIG_PROBLEM: Final = "urn:ietf:params:ehbp:error:key-config"
-"""Type of the problem that the server does not have the key."""
+"""Type (RFC 9457) of the error body of a server that does not have the key."""
 
 _OPEN: Final = (
     "that these are hidden, or unchanged: URL, headers such as Authorization, status, sizes, and "
@@ -56,8 +56,8 @@ class EhbpSealing:
     ) -> protocol.SealedRequest:
         """Encrypt the body of a request.
 
-        A request without body cannot be encrypted, and nor is its answer. It is sent unchanged,
-        unless its URL has a query, which could contain a secret.
+        A request without body cannot be encrypted, and nor is its answer. It is sent unencrypted,
+        and refused if its URL has a query, which could contain a secret.
 
         Args:
             method: Method of the request, such as "POST".

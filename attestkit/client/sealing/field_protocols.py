@@ -238,7 +238,7 @@ def _check(name: str) -> None:
 
 
 def _unknown(path: Path) -> ServiceError:
-    message = f"field {'.'.join(map(str, path))}: the protocol cannot encrypt it; leave it out"
+    message = f"field {'.'.join(map(str, path))}: cannot be encrypted; leave it out of requests"
     return ServiceError(message, reason="sealing")
 
 

@@ -99,14 +99,14 @@ MakeHeaders = Callable[[RequestContext, bytes, bytes], Headers]
 class FieldProtocol:
     """Parameters of a protocol that encrypts fields of JSON."""
 
-    name: str
-    algorithm: str
+    name: str  # for errors
+    algorithm: str  # name in headers and associated data
     cipher: FieldCipher
     endpoints: Mapping[str, EndpointTables]  # by the end of the path, such as `chat/completions`
     headers: MakeHeaders
     associated: AssociatedData | None  # None: a relay can move sealed texts between fields
-    seal_empty: bool
-    not_proven: tuple[str, ...]
+    seal_empty: bool  # whether empty texts are encrypted, too
+    not_proven: tuple[str, ...]  # limits of the encryption, in words for `Proof.not_proven`
 
 
 class FieldSealing:
@@ -149,7 +149,9 @@ class FieldSealing:
         """Limits of the encryption, in a few words each, for `Proof.not_proven`."""
 
     def seal(self, method: str, target: str, headers: Headers, body: bytes) -> SealedRequest:
-        """Encrypt the fields of a request; one without body is unchanged, and so is its answer.
+        """Encrypt the fields of a request.
+
+        A request without body is sent unencrypted, and its answer is not encrypted, either.
 
         Args:
             method: Method of the request, such as "POST".
@@ -204,7 +206,7 @@ class FieldSealing:
     def _context(self, document: Mapping[str, Any]) -> RequestContext:
         model = document.get("model", "")
         if not isinstance(model, str) or (model and not is_word(model)):
-            raise _refusal("field model of the request: must be 1 to 256 characters without spaces")
+            raise _refusal("field model of the request: must be 1 to 256 of A-Z a-z 0-9 ._:/@+-")
         if self._model is not None and model != self._model:
             raise _refusal(
                 f"field model of the request: must be {shown(self._model)}, as verified, not "
@@ -250,7 +252,8 @@ class FieldOpener:
             self._splitter = EventSplitter()
         elif kind != "application/json":
             raise _refusal(
-                f"answer: type must be application/json or text/event-stream, not {shown(kind)}"
+                "answer: Content-Type must be application/json or text/event-stream, not "
+                f"{shown(kind)}"
             )
         return [(name, value) for name, value in headers if name.lower() not in _DROPPED]
 
@@ -345,7 +348,7 @@ def _read_request(headers: Headers, body: bytes) -> dict[str, Any]:
     values = {name.lower(): value.strip().lower() for name, value in headers}
     kind = values.get("content-type", "").partition(";")[0].strip()
     if kind != "application/json":
-        raise _refusal(f"request: type must be application/json, not {shown(kind)}")
+        raise _refusal(f"request: Content-Type must be application/json, not {shown(kind)}")
     if "content-encoding" in values:
         raise _refusal("request: must not be compressed; send it as plain JSON")
     if len(body) > MAX_BODY:

@@ -80,8 +80,8 @@ class KemSealing:
             body: Its whole body; empty if it has none.
 
         Raises:
-            ServiceError: If parts of the request cannot be encrypted, or no nonce is left (reason
-                `sealing`).
+            ServiceError: If parts of the request cannot be encrypted, the key is not valid, the
+                installed cryptography lacks ML-KEM, or no nonce is left (reason `sealing`).
         """
         members = _check_request(method, target, headers, body)
         streamed = members.get("stream") is True

@@ -91,7 +91,8 @@ class BoundService:
             model: Not used.
 
         Raises:
-            FormatError: If a function of the caller fails.
+            FormatError: If a function of the caller fails; an AttestKitError of it is raised as it
+                is.
             ServiceError: If `seen` is None (reason `no_channel`).
             UsageError: If the report data are not 64 bytes.
         """
@@ -108,7 +109,10 @@ class BoundService:
         except AttestKitError:
             raise
         except Exception as error:  # of the caller's functions, about a body that is untrusted
-            message = f"{self.name}: evidence or report_data failed: {type(error).__name__}"
+            message = (
+                f"{self.name}: the function evidence or report_data of bound() raised "
+                f"{type(error).__name__}"
+            )
             raise FormatError(message, reason="syntax") from error
         require_size("report_data", expected, _REPORT_DATA)
         fresh = _NONCE in self._path

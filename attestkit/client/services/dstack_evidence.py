@@ -34,7 +34,8 @@ def read_dstack_evidence(
         what: Name of the answer, with which errors begin.
 
     Raises:
-        FormatError: If quote or log is malformed.
+        FormatError: If log or configuration has another type, or quote or log is malformed. Without
+            a log, the quote is not decoded.
     """
     if event_log is None:
         return quote

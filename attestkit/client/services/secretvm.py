@@ -192,7 +192,7 @@ class SecretVmImage(NamedTuple):
     template: str  # size of the machine, such as small
     kind: str  # prod or dev
     version: str
-    mrtd: bytes
+    mrtd: bytes  # 48 bytes, as the registers below
     rtmr0: bytes
     rtmr1: bytes
     rtmr2: bytes
@@ -223,7 +223,7 @@ def read_secretvm_registry(text: str) -> tuple[SecretVmImage, ...]:
 
 
 def _image(row: dict[str, str | None], number: int) -> SecretVmImage:
-    what = f"{_WHAT}: row {number}"
+    what = f"{_WHAT}: rows[{number}]"
     if None in (texts := [row[name] for name in (*_NAMES, *_SIZES)]):
         raise FormatError(f"{what}: has too few columns", reason="truncated")
     # A row of the published registry has a space before a value.

@@ -32,7 +32,7 @@ _TIME_LIMIT: Final = 120.0  # seconds
 
 
 def build_stub_libraries(folder: Path) -> None:
-    """Compile the stub libraries into a folder, with the compiler of `$CC`, by default `cc`.
+    """Compile the stub libraries into an empty folder, with the compiler of `$CC` or else `cc`.
 
     Warnings are errors with `ATTESTKIT_STRICT_BUILD=1`.
 

@@ -133,13 +133,14 @@ class StubState:
 
     Attributes:
         cpu: Capability of the CPU: 0 none, 1 SEV, 2 TDX, 3 SEV-SNP, 4 SEV-SNP with vTOM.
-        gpus: Capability of the GPUs.
+        gpus: Capability of the GPUs: 0 none, 1 confidential computing.
         environment: 0 unavailable, 1 simulation, 2 production.
         feature: Confidential computing: 0 off, 1 on.
         dev_tools: 1: memory is not protected.
         multi_gpu: 0 none, 1 protected PCIe, 2 NVLE.
         ready: 1: GPUs accept work.
-        pcie_mode: Mode of switches.
+        pcie_mode: Protected PCIe of switches: -1 unknown, 0 disabled, 1 enabled, 2 failure, 3
+            locked.
         codes: Error code to return, by call.
         delays: Seconds to wait before the response, by call.
     """

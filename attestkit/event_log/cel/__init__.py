@@ -209,7 +209,7 @@ def _runtime(preimage: bytes) -> tuple[str, bytes, int]:
                 raise FormatError(message, reason="encoding") from error
     found = _runtime_v2(preimage) if preimage.startswith(b'{"') else None
     if found is None:
-        raise FormatError("event data are not the preimage of a digest", reason="wrong_value")
+        raise FormatError("data of a runtime event are not a preimage", reason="wrong_value")
     return found
 
 

@@ -183,7 +183,7 @@ def _members(value: object, subject: str, keys: set[str] | None = None) -> dict[
         FormatError: If it is not an object, or has other members than `keys`; None: any.
     """
     if not isinstance(value, dict):
-        message = f"{subject} must be an object, not {type(value).__name__}"
+        message = f"{subject} must be a JSON object, and must not be missing"
         raise FormatError(message, reason="wrong_type")
     if keys is not None and value.keys() != keys:
         message = f"{subject} must have the members {' and '.join(sorted(keys))}, and no others"

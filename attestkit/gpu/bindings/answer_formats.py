@@ -145,8 +145,9 @@ def read_chutes(
             certificate of the entry.
 
     Raises:
-        FormatError: If the entry is malformed, or has no certificate and `spki_sha256` is None.
-        UsageError: If an argument has the wrong type or size.
+        FormatError: If the entry is malformed, has no certificate and `spki_sha256` is None, or
+            `e2e_pubkey` is not ASCII text of up to 8,192 characters.
+        UsageError: If an argument has the wrong type, or a nonce or hash the wrong size.
     """
     check_nonce_size(nonce)
     members = read_answer(entry, _CHUTES)
@@ -182,7 +183,8 @@ def chutes_report_data(nonce: bytes, e2e_pubkey: str, spki_sha256: bytes) -> byt
     if not isinstance(e2e_pubkey, str):
         raise wrong_type("e2e_pubkey", "str", e2e_pubkey)
     if len(e2e_pubkey) > _MAX_KEY or not e2e_pubkey.isascii():
-        raise FormatError(f"{_CHUTES}: e2e_pubkey: must be base64", reason="encoding")
+        text = f"{_CHUTES}: e2e_pubkey: must be base64 of at most {_MAX_KEY} characters"
+        raise FormatError(text, reason="encoding")
     return sha256((nonce.hex() + e2e_pubkey).encode("ascii")) + spki_sha256
 
 

@@ -161,7 +161,9 @@ def _hash_of(part: bytes, stated: dict[str, Any], name: str) -> bytes | None:
 def _read_sections(members: dict[str, Any], nonce: bytes) -> GpuBinding:
     challenge = _object(members, "challenge")
     if challenge.get("report_data_algorithm") != REPORT_DATA_ALGORITHM:
-        message = f"{_WHAT}: report_data_algorithm: must be {REPORT_DATA_ALGORITHM}"
+        message = (
+            f"{_WHAT}: report_data_algorithm: must be {REPORT_DATA_ALGORITHM}; update attestkit"
+        )
         raise FormatError(message, reason="unsupported")
     material = strict_json.from_base64(members.get("crypto_material"), f"{_WHAT}: crypto_material")
     section = strict_json.from_base64(members.get("device_evidence"), f"{_WHAT}: device_evidence")
@@ -208,7 +210,8 @@ def _keys(material: bytes) -> dict[str, bytes]:
 def _items(section: bytes) -> list[dict[str, Any]]:
     found = strict_json.read_object(section, _WHAT).get("items")
     if not isinstance(found, list) or not all(isinstance(item, dict) for item in found):
-        raise FormatError(f"{_WHAT}: items: must be a list of objects", reason="wrong_type")
+        text = f"{_WHAT}: items of a section: must be a list of objects"
+        raise FormatError(text, reason="wrong_type")
     return found
 
 

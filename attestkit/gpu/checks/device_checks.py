@@ -131,13 +131,14 @@ def check_revocation(
     Args:
         label: Name of the device.
         path: A verified path: the certificates to check, and the issuer of the last one.
-        names: Names of the certificates to check, for errors.
+        names: Names of the certificates to check, for errors and `OcspFacts`; no more are checked.
         reason: Reason of the error about a revoked certificate or invalid answer.
         checks: Settings of the verification.
 
     Raises:
-        GpuEvidenceError: If a certificate is revoked, or an answer is not valid.
-        CollateralError: If the endorsements contain no OCSP answer.
+        GpuEvidenceError: If a certificate is revoked or on hold (unless the rules allow it), or
+            none of the answers is valid for it.
+        CollateralError: If the endorsements contain no OCSP answer at all.
     """
     if checks.rules.ocsp == "off":
         return ()
@@ -211,7 +212,8 @@ def check_tokens(
         `devices`.
 
     Raises:
-        GpuEvidenceError: If a token is not valid, or is missing for a device.
+        GpuEvidenceError: If a token is not valid, is missing for a device, or states another
+            version of driver or VBIOS than the device's report.
         CollateralError: If the endorsements have no tokens, or no keys of NVIDIA's service.
     """
     endorsements = checks.endorsements

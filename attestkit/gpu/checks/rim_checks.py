@@ -117,7 +117,8 @@ def _golden(rims: tuple[tuple[RimSource, Rim], ...]) -> tuple[_Expected, ...]:
         text = f"RIMs: measurements active in both: {indexes}; fetch the endorsements again"
         raise GpuEvidenceError(text, reason="measurements")
     if not found:
-        raise GpuEvidenceError("RIMs: must have an active measurement", reason="measurements")
+        text = "RIMs: must have an active measurement; fetch the endorsements again"
+        raise GpuEvidenceError(text, reason="measurements")
     return tuple([(index, *found[index]) for index in sorted(found)])
 
 
@@ -133,7 +134,8 @@ def compare_device(device: CheckedDevice, checks: DeviceChecks) -> ComparedDevic
     """Verify the manifests of a device, and compare its measurements with them.
 
     Raises:
-        GpuEvidenceError: If a manifest is not valid or not the device's, or a measurement differs.
+        GpuEvidenceError: If a manifest is not valid or not the device's, its signer is revoked, or
+            a measurement differs at an index that the rules do not accept.
         CollateralError: If a manifest or all OCSP answers are missing.
     """
     chip, report = device.chain.chip, device.report

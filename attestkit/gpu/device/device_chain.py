@@ -83,7 +83,8 @@ def _composite(value: bytes) -> Dice:
     at = fields.at
     version = fields.integer()
     if version != _DICE_VERSION:
-        raise _bad_dice(f"version must be 1, not {version}", "unsupported_version", at)
+        problem = f"version must be 1, not {version}; update attestkit"
+        raise _bad_dice(problem, "unsupported_version", at)
     key = fields.whole(SEQUENCE)
     fwid = _fwid(fields)
     fields.finish()

@@ -139,7 +139,8 @@ def read_opaque_data(fields: OpaqueFields, kind: DeviceKind, offset: int = 0) ->
         offset: Offset of the opaque data in the report, for errors.
 
     Raises:
-        FormatError: If a required field is missing, or a value is malformed.
+        FormatError: If a required field is missing, a value is malformed, or the version of the
+            opaque data is over 1.
     """
     values = dict(fields)
     for required in _GPU_REQUIRED if kind == "gpu" else _SWITCH_REQUIRED:

@@ -90,14 +90,17 @@ class SwitchReading:
     """Values of one NVSwitch as its driver returns them, not verified: report, PEM chain, mode."""
 
     uuid: bytes  # 16 bytes
-    label: str
+    label: str  # the driver's name of the switch
     pcie_mode: PcieMode
     certificates: bytes  # PEM, leaf first
     report: bytes
 
 
 def nscq_error(subject: str, code: int) -> BackendError:
-    """Return the error for a negative return code of NSCQ; `subject` names the call."""
+    """Return the error for a negative return code of NSCQ; `subject` names the call.
+
+    It is a BackendBusyError for a timeout, a BackendUnavailableError for another driver version.
+    """
     meaning = _MEANINGS.get(code, "undocumented error; see the kernel log")
     text = f"{subject}: {meaning} (NSCQ error {code})"
     if code == _TIMEOUT:
@@ -125,7 +128,8 @@ def read_switches(nonce: bytes, time_limit: float = TIME_LIMIT) -> tuple[SwitchR
         architectures = session.bytes_of(_ARCHITECTURE)
         for label, architecture in architectures.items():
             if architecture != _LS10:
-                text = f"switch {label}: no evidence of architecture {architecture}; use LS10"
+                text = f"switch {label}: its architecture (number {architecture} of NSCQ) cannot "
+                text += "create evidence; use NVSwitches of LS10"
                 raise BackendUnavailableError(text, reason="wrong_platform")
         modes = session.bytes_of(_PCIE_MODE)
         certificates = session.blobs_of(_CERTIFICATE, _CERTIFICATE_CALLBACK)
@@ -148,7 +152,8 @@ def _check_complete(labels: Iterable[str], *values: Container[str]) -> None:
     """Raise BackendError unless each label of a switch is in each of `values`, by label."""
     for label in labels:
         if not all(label in found for found in values):
-            raise _malformed(f"switch {label}", "a value is missing")
+            problem = "architecture, PCIe mode, certificates or report is missing"
+            raise _malformed(f"switch {label}", problem)
 
 
 class _Session(DriverSession):

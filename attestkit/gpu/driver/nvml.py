@@ -69,7 +69,7 @@ _DENIED: Final = partial(BackendUnavailableError, reason="permission_denied", pa
 _OTHER_VERSION: Final = partial(BackendUnavailableError, reason="unsupported_driver", path=_LIBRARY)
 _ERRORS: Final[Mapping[int, tuple[Callable[[str], BackendError], str]]] = {
     1: (_FAILED, "the library was shut down meanwhile; retry"),
-    2: (_FAILED, "invalid argument; reboot if the state of the GPUs is final"),
+    2: (_FAILED, "invalid argument, or the GPUs' state cannot change any more; reboot"),
     3: (
         partial(BackendUnavailableError, reason="wrong_platform", path=_LIBRARY),
         f"not supported: confidential computing is off or the GPU is older than Hopper; {_CC_ON}",
@@ -113,7 +113,7 @@ class Nvml(DriverSession):
     """Calls of NVML, from its initialisation by the constructor to its shutdown by `close`.
 
     Constructor and methods raise the subclass of BackendError for the code that the library
-    returns, and BackendBusyError if a call exceeds the time limit.
+    returns, BackendError for invalid values, and BackendBusyError if a call exceeds the time limit.
 
     `index` is the driver's number of a GPU, from 0 on.
 
@@ -187,12 +187,16 @@ class Nvml(DriverSession):
         return count
 
     def describe(self, index: int) -> GpuDescription:
-        """Return index, architecture, UUID and VBIOS version of a GPU."""
+        """Return index, architecture, UUID and VBIOS version of a GPU.
+
+        BackendUnavailableError if it is neither Hopper nor Blackwell.
+        """
         nvml, subject = self._nvml, f"GPU {index}"
         handle = self._handle(index)
         number = self._call(subject, nvml.nvmlDeviceGetArchitecture, handle)
         if number not in _ARCHITECTURES:
-            text = f"{subject}: no evidence of architecture {number}; use Hopper or Blackwell GPUs"
+            text = f"{subject}: its architecture (number {number} of NVML) cannot create evidence; "
+            text += "use Hopper or Blackwell GPUs"
             raise BackendUnavailableError(text, reason="wrong_platform")
         return GpuDescription(
             index,
@@ -314,7 +318,7 @@ def read_telemetry() -> MachineTelemetry:
     A value that a GPU does not have is an error of this GPU only.
 
     Raises:
-        BackendUnavailableError: If the driver, its library or nvidia-ml-py are missing.
+        BackendUnavailableError: If the driver, its library or nvidia-ml-py are missing or too old.
         BackendBusyError: If the driver does not answer in time.
         BackendError: If the driver fails otherwise.
     """

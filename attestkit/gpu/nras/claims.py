@@ -44,7 +44,7 @@ class CertificateClaims(NamedTuple):
 
     @property
     def is_on_hold(self) -> bool:
-        """Whether a certificate is revoked with the reason certificateHold alone."""
+        """Whether a certificate is on hold (revoked as certificateHold), and nothing else wrong."""
         reason = (self.revocation_reason or "").replace("_", "").lower()
         return (
             reason == "certificatehold"
@@ -118,10 +118,12 @@ def read_claims(claims: Mapping[str, Any], name: str) -> DeviceClaims:
 
     Args:
         claims: Payload of the token.
-        name: Name of the device, such as GPU-0.
+        name: Name of the device, such as GPU-0; the claims are of a switch if it begins with
+            `SWITCH-`.
 
     Raises:
-        FormatError: If a claim is malformed.
+        FormatError: If a claim is malformed, contradicts another one or the name, or the version of
+            the claims is not 2.0 or 3.0.
     """
     return _ClaimsReader(claims, f"claims of {name}").read(name)
 

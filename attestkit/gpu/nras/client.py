@@ -45,16 +45,16 @@ def key_header(service_key: str) -> dict[str, str]:
     """Return the header field, Authorization, that sends a service key.
 
     Raises:
-        UsageError: If the key is not printable ASCII text.
+        UsageError: If the key is empty, or not printable ASCII text.
     """
     if not service_key.isascii() or not service_key.isprintable() or not service_key:
-        message = "NVIDIA service: the key must be printable ASCII text"
+        message = "NVIDIA service: the key must be printable ASCII text, and not empty"
         raise UsageError(message, reason="encoding")
     return {"Authorization": f"Bearer {service_key}"}
 
 
 def fetch_keys(getter: Getter, url: str = NVIDIA_NRAS_URL) -> bytes:
-    """Fetch the keys of the service: a JWK set, which is parsed here; only TLS authenticates it.
+    """Fetch the keys of the service, and return them: a JWK set (JSON), checked by `read_jwks`.
 
     Args:
         getter: Function that gets a URL and returns a `Response`, such as an `HttpGetter`.
@@ -98,7 +98,8 @@ def request_tokens(
         The detached EAT bundle, JSON.
 
     Raises:
-        UsageError: If an argument is not valid.
+        UsageError: If the size of the nonce, the number of devices, the architecture, a version,
+            the URL or the key is not valid.
         CollateralError: If the service cannot be reached or returned an error (`fetch_failed`), or
             its answer is malformed or too large.
     """

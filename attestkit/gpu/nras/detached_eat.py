@@ -38,7 +38,7 @@ _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 class DetachedEat(NamedTuple):
     """A bundle of tokens, each a JWT in compact serialization; not verified."""
 
-    overall: bytes
+    overall: bytes  # token about all devices, with the hashes of their tokens
     devices: Mapping[str, bytes]  # by name, such as GPU-0 and SWITCH-0, in their order
 
 
@@ -118,7 +118,8 @@ def _digest(value: object, name: str, names: frozenset[str]) -> bytes:
             if _DIGEST.fullmatch(text):
                 return bytes.fromhex(text)
             raise _bad(f"submods: {name}: must be 64 hex digits in lower case", "encoding")
-    raise _bad(f"submods: {name}: must be a digest by SHA-256", "wrong_value")
+    problem = f'submods: {name}: must be ["DIGEST", ["SHA-256", HEX]]'
+    raise _bad(problem, "wrong_value")
 
 
 def _check_names(devices: Mapping[str, Any]) -> None:

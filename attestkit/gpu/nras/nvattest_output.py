@@ -84,7 +84,8 @@ class NvattestOutput(NamedTuple):
             message = f"{_SUBJECT}: must have {devices} devices, not {len(self.devices)}"
             raise GpuEvidenceError(message, reason="device_count")
         if self.result_code != 0 or not self.overall_result:
-            message = f"{_SUBJECT}: result {self.result_code}: {self.result_message}"
+            problem = f"the program did not accept the GPUs: result {self.result_code}"
+            message = f"{_SUBJECT}: {problem}: {self.result_message}"
             raise GpuEvidenceError(message, reason="nras_result")
         for at, device in enumerate(self.devices):
             if problems := device.problems():
@@ -114,7 +115,8 @@ def read_nvattest_output(data: bytes) -> NvattestOutput:
         raise _bad(f"unknown member {one_line(min(unknown), 64)!r}", "unknown_field")
     code = fields.get("result_code")
     if not isinstance(code, int) or isinstance(code, bool) or not 0 <= code < 1 << 31:
-        raise _bad("result_code: must be a number", "missing" if code is None else "wrong_value")
+        problem = "result_code: must be 0 to 2147483647"
+        raise _bad(problem, "missing" if code is None else "wrong_value")
     message = one_line(
         strict_json.string(fields, "result_message", "", what=_SUBJECT), _MAX_MESSAGE
     )
@@ -152,7 +154,7 @@ def _check_claims(value: object, payloads: Mapping[str, Mapping[str, Any]]) -> N
     `payloads` are the tokens' claims by name of the device.
     """
     if not isinstance(value, list) or len(value) > MAX_DEVICES:
-        raise _bad("claims: must be a list of devices", "wrong_type")
+        raise _bad(f"claims: must be a list of at most {MAX_DEVICES} devices", "wrong_type")
     ours = [
         {name: claim for name, claim in claims.items() if name not in _TOKEN_CLAIMS}
         for claims in payloads.values()
@@ -188,10 +190,10 @@ def appraise_boot_result(
         now: Time of the verification.
 
     Raises:
-        GpuEvidenceError: If nvattest or the rules do not accept a device, or the rules do not
-            accept such results: `binding`; `modes` if they forbid multi-GPU passthrough, or
-            `nras_result` if they need tokens of NVIDIA's service, as the output has neither modes
-            nor such tokens. `topology` if a device is there twice, or states no `ueid`.
+        GpuEvidenceError: If nvattest or the rules do not accept a device, the number of devices is
+            not that of the event (`device_count`), a device occurs twice or states no `ueid`
+            (`topology`) or is of an unknown chip (`chip`), or the rules do not accept such output:
+            without signatures (`binding`), modes (`modes`) or tokens of NVIDIA (`nras_result`).
     """
     if not rules.allow_boot_result:
         raise _refused("without signatures", "binding", "gpu.allow_boot_result must be true")
@@ -201,7 +203,7 @@ def appraise_boot_result(
         raise _refused("without signed tokens", "nras_result", f"gpu.nras is {rules.nras}")
     count = event.get("devices")
     if type(count) is not int:
-        message = "GPU evidence: the measured event must state the number of devices"
+        message = "GPU evidence: measured event: devices: must be an integer, their number"
         raise GpuEvidenceError(message, reason="device_count")
     output.check(devices=count)
     _check_distinct(output.devices)
@@ -228,7 +230,7 @@ def _check_distinct(devices: Sequence[DeviceClaims]) -> None:
 
 def _refused(lack: str, reason: GpuReason, rule: str) -> GpuEvidenceError:
     message = (
-        f"GPU evidence: a result of nvattest of the boot, {lack}, but in the policy {rule}; "
+        f"GPU evidence: the policy does not accept the boot result of nvattest, {lack}: {rule}; "
         "request evidence of the GPUs, or change the policy"
     )
     return GpuEvidenceError(message, reason=reason, by_policy=True)

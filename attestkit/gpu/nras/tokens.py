@@ -262,7 +262,8 @@ class _TokenVerifier:
         if start - self._now > self._skew:
             raise _refused(name, f"not valid before {start:%Y-%m-%d %H:%M:%S}", "nras_time", device)
         if self._now - expires >= self._skew or expires <= issued:
-            raise _refused(name, f"expired at {expires:%Y-%m-%d %H:%M:%S}", "nras_time", device)
+            problem = f"expired at {expires:%Y-%m-%d %H:%M:%S}, or expires before it was issued"
+            raise _refused(name, f"{problem}; request new tokens", "nras_time", device)
 
 
 def _check_header(header: Mapping[str, Any], name: str, device: int | None) -> str:
@@ -278,7 +279,7 @@ def _check_header(header: Mapping[str, Any], name: str, device: int | None) -> s
         problem = "the header must have only alg, kid and typ, which must be JWT"
         raise _refused(name, problem, "nras_signature", device)
     if not isinstance(key_id, str):
-        raise _refused(name, "must have a kid", "nras_key", device)
+        raise _refused(name, "the header must name its key (kid)", "nras_key", device)
     return key_id
 
 

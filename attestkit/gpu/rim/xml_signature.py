@@ -39,7 +39,7 @@ _REMOVED: Final = str.maketrans("", "", WHITE_SPACE)
 
 
 def canonical_bytes(element: XmlElement, *, without: XmlElement | None = None) -> bytes:
-    """Return an element with its content in canonical form.
+    """Return an element with its content in canonical form: Canonical XML 1.1, UTF-8.
 
     Args:
         element: The root of a document, or the element that is signed. The latter is written with

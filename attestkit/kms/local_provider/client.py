@@ -225,7 +225,8 @@ def _read_answer(body: bytes) -> SealedKey:
         *(from_hex(fields.get(name), f"GetSealingKey: {name}") for name in SealedKey._fields)
     )
     if max(map(len, answer)) > MAX_QUOTE:
-        raise FormatError(f"GetSealingKey: over {MAX_QUOTE} bytes", reason="too_large")
+        text = f"GetSealingKey: quote or key of over {MAX_QUOTE} bytes"
+        raise FormatError(text, reason="too_large")
     return answer
 
 

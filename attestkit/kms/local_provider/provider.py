@@ -73,6 +73,9 @@ class SimulatedLocalProvider(Secret):
         host: Address to listen on.
         port: Port to listen on; 0 chooses a free one.
         timeout: Seconds for the request, and for the answer of a connection.
+
+    Raises:
+        UsageError: If `sealing_key` is not `bytes`, or the address cannot be listened on.
     """
 
     def __init__(
@@ -114,8 +117,8 @@ class SimulatedLocalProvider(Secret):
             quote: Quote of a TD, whose report data begin with its X25519 public key.
 
         Raises:
-            AttestKitError: If the quote is not of a TD on this machine, the verifier rejects it, or
-                its key has low order.
+            AttestKitError: If the quote is malformed or not of a TD on this machine, the verifier
+                rejects it, its key has low order, or the provider is closed (UsageError).
         """
         parsed = Quote.parse(quote)
         if not isinstance(parsed.body, TdQuoteBody):

@@ -125,7 +125,7 @@ def encode_request(quote: bytes) -> bytes:
 
 
 def decode_request(message: bytes) -> bytes:
-    """Return the quote in a message (JSON) of at most 1 MiB; unknown members are ignored.
+    """Return the quote, of at most 1 MiB, in a message (JSON); unknown members are ignored.
 
     Raises:
         FormatError: If the message is malformed or too large.
@@ -142,7 +142,8 @@ def decode_response(message: bytes) -> SealedKey:
     """Return the answer of a provider in a message (JSON); unknown members are ignored.
 
     Raises:
-        FormatError: If the message is malformed or too large.
+        FormatError: If the message is malformed, or over 8 MiB, or a member over 1 MiB. Whether the
+            seed has 80 bytes is not checked.
     """
     found = _decode(_RESPONSE, message)
     return SealedKey(

@@ -147,9 +147,10 @@ class AuthSimpleConfig(
         return ""
 
     def open_to_any_device(self) -> tuple[str, ...]:
-        """Return the JSON keys of apps, and of `kms`, that allow any device without stating so.
+        """Return the JSON keys (`apps.ID`, `kms`) that allow any device without stating so.
 
-        Their `devices` are empty, and `allowAnyDevice` is not set.
+        Their `devices` are empty, and `allowAnyDevice` is not set. `kms` is left out if it lists no
+        measurements.
         """
         entries: Mapping[str, _Devices] = {
             "kms": self.kms,
@@ -230,7 +231,7 @@ class AuthSimpleFile(KmsAuthorization):
 
     @property
     def releases_roots(self) -> bool:
-        """Whether the file lists measurements of a KMS that may request the roots."""
+        """Whether the file lists measurements of a KMS that may request the roots; see `decide`."""
         return bool(self._read().kms.mr_aggregated)
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:

@@ -241,9 +241,10 @@ class DevAuthorization(KmsAuthorization):
     """Allow every app whose evidence is verified. For development only."""
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:  # noqa: ARG002 - allows all
-        """Allow every guest; with `releases_roots` False, no KMS gets the roots nevertheless.
+        """Allow every guest, whatever the arguments.
 
-        `role` is `app` for the keys of an app, `kms` for the roots; both arguments are ignored.
+        A second KMS does not get the roots, because `authorize_guest` reads `releases_roots` first,
+        which is False.
         """
         return Decision.allow("any")
 
@@ -306,7 +307,8 @@ class PolicyAuthorization(KmsAuthorization):
         gateway_app_id: App id of the gateway that all apps use.
 
     Raises:
-        UsageError: If a policy names no app, or two name the same.
+        UsageError: If a policy names no app, two name the same, or `kms_policy` has no rule
+            `mr_aggregated`.
     """
 
     def __init__(
@@ -338,7 +340,7 @@ class PolicyAuthorization(KmsAuthorization):
         return self._kms_policy if role == "kms" else self._policies.get(info.app_id)
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
-        """Allow a guest for which there is a policy, by which its evidence was appraised.
+        """Allow a guest for which there is a policy, by which its evidence was appraised, no other.
 
         `role` is `app` for the keys of an app, `kms` for the roots; `boot_info` has verified values
         of the guest.

@@ -95,7 +95,7 @@ class KmsRoots(Secret):
             epoch: Number of replacements of the roots; other keys are the same in all epochs.
 
         Raises:
-            UsageError: If the seed does not have 32 bytes, or the epoch is out of range.
+            UsageError: If the seed does not have 32 bytes, or the epoch is not 0 to 1,000,000.
         """
         require_bytes("KMS seed", seed, 32)
         if not 0 <= epoch <= _MAX_EPOCH:

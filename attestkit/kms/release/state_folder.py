@@ -66,6 +66,9 @@ def create_state(roots: KmsRoots, domain: str, now: int) -> KmsState:
         roots: Keys of the KMS.
         domain: DNS name or IP address of the server.
         now: Seconds since 1970.
+
+    Raises:
+        UsageError: If the domain is not valid.
     """
     check_domain(domain)
     window = default_window(roots, now)

@@ -50,7 +50,8 @@ class AuthWebhook(KmsAuthorization):
         context: TLS context for https; None is the default context of `ssl`.
 
     Raises:
-        ConfigError: If the URL is not valid, not printable ASCII or over 2,048 characters.
+        ConfigError: If the URL is not valid, has a user, query or fragment, or is not printable
+            ASCII or over 2,048 characters.
         UsageError: If `timeout` is not positive, or the URL is not text.
     """
 
@@ -190,6 +191,9 @@ def _check_url(url: object) -> str:
         valid = False
     # urlsplit drops line ends, which the request and the log would have.
     if not valid or _URL.fullmatch(url) is None:
-        text = "auth webhook: must be an http or https URL with a host, without user or query"
+        text = (
+            "auth webhook: must be an http or https URL with a host, without user or query, of at "
+            "most 2048 printable ASCII characters"
+        )
         raise ConfigError(text, reason="wrong_value")
     return url.rstrip("/")

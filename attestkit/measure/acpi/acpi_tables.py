@@ -58,10 +58,10 @@ class AcpiTables(NamedTuple):
         return sha384(self.loader), sha384(self.rsdp), sha384(self.tables)
 
     def list_tables(self) -> list[AcpiTable]:
-        """Return the position of each table in the member `tables`, in order.
+        """Return signature, offset and length of each table in `tables`, in order; without padding.
 
         Raises:
-            FormatError: If a table does not lie within the file, or there are over 256.
+            FormatError: If a table has under 8 bytes or exceeds the file, or there are 256 or more.
         """
         return list(_iterate_tables(self.tables))
 
@@ -104,11 +104,13 @@ def _iterate_tables(content: bytes) -> Iterator[AcpiTable]:
             return
         length = int.from_bytes(head[4:], "little")
         if len(head) < _HEADER or not _HEADER <= length <= len(content) - offset:
-            message = f"{TABLES_NAME}: table of {length} bytes exceeds the file"
+            message = f"{TABLES_NAME}: table of {length} bytes: under 8, or exceeds the file"
             raise FormatError(message, reason="truncated", offset=offset)
         yield AcpiTable(head[:4].decode("latin-1"), offset, length)
         offset += length
-    raise FormatError(f"{TABLES_NAME}: over {_MAX_LIST} tables", reason="too_many", offset=offset)
+    raise FormatError(
+        f"{TABLES_NAME}: has {_MAX_LIST} or more tables", reason="too_many", offset=offset
+    )
 
 
 # In sysfs, in a copy of it, and as other tools name the files.
@@ -152,7 +154,7 @@ def _read(folder: Path, names: tuple[str, ...], most: int) -> bytes:
                 continue
             return read_regular(path, most + 1, follow=True)
         except (OSError, ValueError) as error:
-            raise UsageError(f"{path}: {error}", reason="cannot_read") from error
+            raise UsageError(f"{path}: cannot be read: {error}", reason="cannot_read") from error
     raise UsageError(f"{folder}: must contain {' or '.join(names[1:])}", reason="cannot_read")
 
 
@@ -184,7 +186,7 @@ def resize_table(files: AcpiTables, table: AcpiTable, content: bytes) -> AcpiTab
     growth = len(content) - table.length
     size = len(files.tables)
     if growth > 0 and any(files.tables[-growth:]):
-        raise FormatError(f"{TABLES_NAME}: needs {growth} bytes of padding", reason="too_large")
+        raise FormatError(f"{TABLES_NAME}: must end in {growth} zero bytes", reason="too_large")
     tables = bytearray(files.tables[: table.offset] + content + files.tables[end:])
     del tables[size:]
     tables.extend(bytes(size - len(tables)))
@@ -194,9 +196,9 @@ def resize_table(files: AcpiTables, table: AcpiTable, content: bytes) -> AcpiTab
 
 
 def build_loader(tables: Sequence[AcpiTable]) -> bytes:
-    """Return the loader script that QEMU makes for these tables: FACS, DSDT, FACP, then others.
+    """Return the loader script that QEMU makes for these tables, zero-padded to 4096 bytes.
 
-    `tables` are in the order of `etc/acpi/tables`.
+    `tables` are in the order of `etc/acpi/tables`: FACS, DSDT, FACP, then others with an RSDT.
     """
     places = {table.signature: table for table in tables}
     rsdt = places["RSDT"]

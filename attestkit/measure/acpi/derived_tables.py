@@ -62,7 +62,7 @@ def _override_all(madt: bytes, offset: int) -> bytes:
     while position < len(madt):
         length = madt[position + 1] if position + 1 < len(madt) else 0
         if length < 2 or position + length > len(madt):  # type and length
-            message = f"{TABLES_NAME}: MADT: structure of {length} bytes exceeds the table"
+            message = f"{TABLES_NAME}: MADT: structure of {length} bytes: too short or too long"
             raise FormatError(message, reason="truncated", offset=offset + position)
         if madt[position] != _SOURCE_OVERRIDE:
             entries.append(madt[position : position + length])
@@ -105,8 +105,8 @@ def can_derive(line: str, inputs: AcpiInputs) -> bool:
     """Return whether a machine's tables of QEMU's release line `line` can be derived from others.
 
     They can if its properties are like those of the machines of that line whose tables ship with
-    attestkit: for 8.2 ACPI hotplug and no root port, for 9.2 no ACPI hotplug; for both at most 255
-    vCPUs.
+    attestkit: for 8.2 ACPI hotplug, no root port and the default PCI window, for 9.2 no ACPI
+    hotplug; for both at most 255 vCPUs. False for other release lines.
     """
     if inputs.cpu_count > _MAX_VCPUS:
         return False
@@ -234,7 +234,11 @@ def _splice(
         if end <= hit.end(1) + length <= len(code):
             around.append((hit.end(1), length, size))
     if not around:
-        raise FormatError("AML: no known scope around code", reason="inconsistent", offset=start)
+        raise FormatError(
+            "AML: no known scope, device or loop around the code to replace",
+            reason="inconsistent",
+            offset=start,
+        )
     for at, length, size in reversed(around):
         content = code[at + size : start] + content + code[end : at + length]
         content = _encode_length(len(content)) + content

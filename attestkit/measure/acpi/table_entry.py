@@ -89,7 +89,9 @@ def decode_entry(content: bytes) -> TableEntry:
     """
     spans = list(entry_spans(content))
     if len(spans) != 1:
-        raise _bad(f"must be one, not {len(spans)}", "trailing_data" if spans else "missing")
+        raise _bad(
+            f"must be exactly one, not {len(spans)}", "trailing_data" if spans else "missing"
+        )
     end = content.index(b"\n")
     version, key, sizes = _decode_line(content[:end], 0)
     offset = end + 1

@@ -36,8 +36,10 @@ class FoundTables(NamedTuple):
             those of QEMU 10.0 (see `derived_tables`).
         qemu_version: Version of the QEMU that made them, or made those that they are derived from;
             None for those of a folder.
-        exact: Whether that QEMU is of the host's release line; False for derived tables.
-        basis: What confirms that tables of this release line equal those that guests measure.
+        exact: Whether that QEMU is of the host's release line; False for tables that are derived
+            or of a folder.
+        basis: What confirms that tables of this release line equal those that guests measure; see
+            `Basis`.
     """
 
     files: AcpiTables

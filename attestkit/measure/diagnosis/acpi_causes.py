@@ -52,6 +52,9 @@ def find_acpi_cause(guest: ComparedGuest) -> Cause:
     """Return why the ACPI tables of the logged boot differ from the expected ones.
 
     It takes up to 2 s. `guest` has both boots.
+
+    Raises:
+        FormatError: If the ACPI tables in the guest's inputs are malformed.
     """
     logged, expected = guest.logged_acpi, guest.expected_acpi
     if logged is None or expected is None:

@@ -87,12 +87,12 @@ class Cause(NamedTuple):
     """Cause of a difference.
 
     Attributes:
-        name: Stable name.
-        text: One sentence.
+        name: Stable name, for programs; see `CauseName`.
+        text: Explanation for people, one sentence.
         proven: Whether a recomputation with this cause gives the digest in the evidence. Otherwise
             the text says what usually causes such a difference.
-        value: The guest's value of the property, such as bytes of memory, number of vCPUs, or
-            release line of QEMU; None if it was not found.
+        value: The guest's value of the property, such as bytes of memory, number of vCPUs, 1 or 0
+            for yes or no, or release line of QEMU; None if it was not found.
     """
 
     name: CauseName
@@ -111,7 +111,8 @@ class Difference:
     """The first difference of a register; later events of it are not compared.
 
     Attributes:
-        register: Name of the value: `mrtd`, `rtmr0` to `rtmr2`, or `launch_digest`.
+        register: Name of the value: `mrtd`, `rtmr0` to `rtmr2`, or `launch_digest`; `rtmr3` only
+            with the kind `log`.
         position: Index among the events of the register, from 0; None without events.
         event: Name of the expected event at that position; None after the last one.
         kind: How the evidence differs.

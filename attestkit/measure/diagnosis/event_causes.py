@@ -258,7 +258,11 @@ _UNPAIRED: Final[dict[str, tuple[CauseName, str]]] = {
 
 
 def find_cause(guest: ComparedGuest, difference: FirstDifference) -> Cause:
-    """Return the cause of `difference`, a register's first one; searches take 3 s at most."""
+    """Return the cause of `difference`, a register's first one; searches take 3 s at most.
+
+    Raises:
+        FormatError: If one of the guest's inputs is malformed.
+    """
     expected, logged = difference.expected, difference.logged
     if _is_first_separator(guest, difference):
         return _UNKNOWN

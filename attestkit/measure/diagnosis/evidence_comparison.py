@@ -60,7 +60,8 @@ def explain(
 
     Raises:
         FormatError: If quote, report, log or an input is malformed.
-        UsageError: If the quote is of an SGX enclave.
+        UsageError: If the quote is of an SGX enclave, or the memory in `inputs` is too small for
+            the firmware.
     """
     return next(iter(find_differences(expected, evidence, inputs=inputs)), None)
 
@@ -73,9 +74,9 @@ def find_differences(
 ) -> tuple[Difference, ...]:
     """Return the first difference of MRTD and of each register, with its cause; takes up to 8 s.
 
-    The result is empty if all agree. If the log does not replay to the registers in the quote, this
-    is the only difference. Expected events without a digest are not compared, nor are the registers
-    that `uncompared_registers` returns.
+    The result is empty if all agree. If the evidence is of another platform, or the log does not
+    replay to the registers in the quote, this is the only difference. Expected events without a
+    digest are not compared, nor are the registers that `uncompared_registers` returns.
 
     Args:
         expected: What the guest should have measured.
@@ -84,7 +85,8 @@ def find_differences(
 
     Raises:
         FormatError: If quote, report, log or an input is malformed.
-        UsageError: If the quote is of an SGX enclave.
+        UsageError: If the quote is of an SGX enclave, or the memory in `inputs` is too small for
+            the firmware.
     """
     if isinstance(evidence, Attestation) and evidence.quote is None:
         return _compare_launch_digest(expected, evidence, inputs)
@@ -108,7 +110,7 @@ def uncompared_registers(
     """Return the registers that `find_differences` cannot compare, such as `rtmr0`.
 
     These are registers whose events cannot be predicted. If the log explains RTMR3 only, they are
-    the registers whose expected value is unknown.
+    the registers whose expected value is unknown. None for evidence of another platform than a TD.
     """
     quote = evidence.quote
     if expected.platform != "tdx" or quote is None:

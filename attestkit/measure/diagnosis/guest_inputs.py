@@ -71,7 +71,12 @@ class ComparedGuest:
 
     @cached_property
     def expected_memory(self) -> guest_shape.FoundMemory | None:
-        """Memory of the expected machine; None if no size gives the expected TD HOB."""
+        """Memory of the expected machine; None if no size gives the expected TD HOB.
+
+        Raises:
+            FormatError: If the firmware image in `inputs` is malformed.
+            UsageError: If the memory in `inputs` is too small for the firmware.
+        """
         digest = self.expected_digest("td-hob")
         if digest is None:
             return None
@@ -87,6 +92,9 @@ class ComparedGuest:
         """Memory of the logged machine, found from its TD HOB; None if no size gives the TD HOB.
 
         It is that of the expected firmware's sections, else that of a known build of OVMF.
+
+        Raises:
+            FormatError, UsageError: As for `expected_memory`.
         """
         digest = next((event.digest for event in self.rtmr0), b"")  # the TD HOB is the first
         if digest == self.expected_digest("td-hob"):

@@ -137,6 +137,9 @@ def find_smbios_cause(guest: ComparedGuest, event: Event) -> Cause:
     """Return why the SMBIOS table differs from the expected one.
 
     48 processor ids and 21 machine names are tried. `event` is the logged event of the table.
+
+    Raises:
+        FormatError: If the firmware or the SMBIOS table in the guest's inputs is malformed.
     """
     text = "CPU model, machine type, memory size, -smbios, or version strings of the firmware"
     table = guest.inputs.smbios

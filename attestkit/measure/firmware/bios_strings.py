@@ -42,7 +42,10 @@ class BiosStrings(NamedTuple):
         found = [text if len(text) >= 3 else default for text, default in pairs]
         for text in found:
             if not text.isascii() or "\0" in text or len(text) > 64:
-                message = "firmware strings: must be up to 64 ASCII characters, without NUL"
+                message = (
+                    "firmware strings: vendor, version and date must each be up to 64 ASCII "
+                    "characters, without NUL"
+                )
                 raise UsageError(message, reason="wrong_value")
         return [text.encode() for text in found]
 

@@ -323,7 +323,9 @@ class _Reader:
         if guid == _LZMA:
             self._read_lzma(stream, end, depth + 1)
         elif attributes & _PROCESSING_REQUIRED:
-            raise stream.error(f"unsupported encoding {UUID(bytes_le=guid)}", "unsupported", start)
+            raise stream.error(
+                f"section: unsupported encoding {UUID(bytes_le=guid)}", "unsupported", start
+            )
         else:  # a checksum or signature precedes the sections
             self._read_sections(stream, end, depth + 1)
 
@@ -339,7 +341,10 @@ class _Reader:
         dictionary, size = struct.unpack("<xIQ", packed[:13])
         self._unpacked += size
         if dictionary > _MAX_DICTIONARY or self._unpacked > _MAX_UNPACKED:
-            problem = f"LZMA data: {self._unpacked} bytes or dictionary of {dictionary} too large"
+            problem = (
+                f"LZMA data: {self._unpacked} bytes unpacked in all, dictionary of {dictionary} "
+                "bytes; each at most 64 MiB"
+            )
             raise stream.error(problem, "too_large", start)
         pieces = _unpack(packed, lambda problem, reason: stream.error(problem, reason, start))
         self.search.interrupt()

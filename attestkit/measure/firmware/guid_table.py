@@ -34,6 +34,7 @@ def read_guid_table(image: bytes) -> MappingProxyType[UUID, bytes]:
 
     Raises:
         FormatError: If the image has no GUID table or over 64 MiB, or the table is malformed.
+        UsageError: If `image` is not `bytes`.
     """
     require_bytes("firmware", image)
     if len(image) > MAX_IMAGE:
@@ -45,7 +46,7 @@ def read_guid_table(image: bytes) -> MappingProxyType[UUID, bytes]:
         raise FormatError(message, reason="unrecognized", offset=max(at + 2, 0))
     start = at + _TAIL - int.from_bytes(image[at : at + 2], "little")
     if not 0 <= start <= at:
-        raise _error("size exceeds the image", "wrong_value", at)
+        raise _error("size must be at least 18, and within the image", "wrong_value", at)
     return MappingProxyType(_read_entries(image, start, at))
 
 

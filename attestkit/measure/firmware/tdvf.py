@@ -139,9 +139,17 @@ def _check_section(section: TdvfSection, image_size: int, at: int) -> None:
         problem = f"{what}: unsupported attributes {section.attributes:#x}"
         raise _error(problem, "unsupported", at + 28)
     if section.address % PAGE or section.end > 1 << 64:
-        raise _error(f"{what}: {section.address:#x}: not a page address", "wrong_value", at + 8)
+        raise _error(
+            f"{what}: address {section.address:#x}: must be a page address below 2**64",
+            "wrong_value",
+            at + 8,
+        )
     if section.size % PAGE or not section.size:
-        raise _error(f"{what}: {section.size} bytes, not whole pages", "wrong_value", at + 16)
+        raise _error(
+            f"{what}: {section.size} bytes, must be one or more pages of 4096",
+            "wrong_value",
+            at + 16,
+        )
     expected = section.size if section.kind in (BFV, CFV) else 0
     if section.data_size != expected:
         problem = f"{what}: {section.data_size} bytes of data, must be {expected}"
@@ -200,16 +208,16 @@ class Mrtds(NamedTuple):
         return self.single_pass if order == "single_pass" else self.two_pass
 
     def order_of(self, mrtd: bytes) -> PageOrder | None:
-        """Return the order of pages for which the MRTD equals `mrtd`; None if none does."""
+        """Return the `PageOrder` for which the MRTD equals `mrtd`; None if neither does."""
         if mrtd == self.single_pass:
             return "single_pass"
         return "two_pass" if mrtd == self.two_pass else None
 
 
 def compute_mrtds(image: bytes, sections: Sequence[TdvfSection]) -> Mrtds:
-    """Return the MRTD of a TD with this firmware, for both orders of pages.
+    """Return the MRTD of a TD with this firmware, for both values of `PageOrder`.
 
-    The order is that of the host's kernel, which only a quote reveals.
+    The order of adding and measuring pages is that of the host's kernel; only a quote reveals it.
 
     Args:
         image: Firmware.

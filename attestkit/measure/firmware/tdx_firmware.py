@@ -157,7 +157,7 @@ def _decode_name(raw: bytes, at: int) -> str:
     try:
         return raw.decode("utf-16-le").rstrip("\0")
     except UnicodeDecodeError as error:
-        raise _error("name is not UTF-16", "encoding", at) from error
+        raise _error("name of a variable is not UTF-16", "encoding", at) from error
 
 
 def _error(problem: str, reason: FormatReason, offset: int) -> FormatError:
@@ -187,6 +187,7 @@ class TdxFirmware(NamedTuple):
 
         Raises:
             FormatError: If the image is not a firmware for TDX, is malformed, or exceeds a limit.
+            UsageError: If `image` is not `bytes`.
         """
         sections = tdvf.read_tdvf_sections(image)
         section = tdvf.find_section(sections, tdvf.CFV)

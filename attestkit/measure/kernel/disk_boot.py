@@ -30,7 +30,7 @@ class GptTable(NamedTuple):
 
     @classmethod
     def parse(cls, disk: bytes, block_size: int = 512) -> "GptTable":
-        """Read the primary table.
+        """Read the primary table; its checksums are not verified.
 
         Args:
             disk: The disk from its first byte; bytes after the table may be missing.
@@ -129,7 +129,9 @@ def disk_boot_events(
 
 
 def grub_single_events(boot: GrubBoot) -> list[ExpectedEvent]:
-    """Return events of RTMR2 that the log of a boot by GRUB may contain, in any order.
+    """Return events that the log of a boot by GRUB may contain, in any order.
+
+    They are events of RTMR2 and, for the kernel as a PE image, of RTMR1.
 
     Events of type EV_IPL need a GRUB that measures into TDX registers, the others a kernel that
     GRUB starts through the firmware.

@@ -60,9 +60,10 @@ def patch_setup_header(
         cmdline: The command line.
 
     Raises:
-        FormatError: If the setup header is truncated, or older than protocol 2.02.
-        UsageError: If the initrd does not fit into the memory, or the command line is not ASCII or
-            has an invalid `vga=`.
+        FormatError: If the setup header is truncated, older than protocol 2.02, or states more
+            setup code than the file has.
+        UsageError: If the initrd does not fit into the memory, or the command line is too long, not
+            ASCII, or has a NUL or an invalid `vga=`.
     """
     kernel_events.check_cmdline(cmdline)
     if not _has_header(kernel):
@@ -96,7 +97,7 @@ def patch_other_file(image: bytes, *, qemu: QemuVersion, cmdline: str) -> bytes:
 
     Raises:
         FormatError: If the file is shorter than the setup code that QEMU reads.
-        UsageError: If the command line is not ASCII or has an invalid `vga=`.
+        UsageError: If the command line is too long, not ASCII, or has a NUL or an invalid `vga=`.
     """
     version = max(qemu, (*qemu.release, 0))  # of a development version, the next release
     if _has_header(image) or version >= _LEAVES_OTHERS.get(qemu.release, (10, 0, 0)):
@@ -208,7 +209,7 @@ def _video_mode(cmdline: str) -> int | None:
     digits = number[1]
     mode = int(digits, 16 if digits[1:2] in {"x", "X"} else 8 if digits[0] == "0" else 10)
     if mode > 0xFFFFFFFF:
-        raise UsageError("command line: vga= must have 32 bits", reason="out_of_range")
+        raise UsageError("command line: vga= must be below 2**32", reason="out_of_range")
     return mode & 0xFFFF
 
 

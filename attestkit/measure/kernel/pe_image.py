@@ -167,13 +167,15 @@ def _optional_header(data: bytes, at: int, size: int) -> tuple[int, int, int]:
     """
     _require(data, at, size, "optional header")
     if size < 2:
-        raise _error("wrong_size", f"optional header of {size} bytes, under 2", at)
+        raise _error("wrong_size", f"optional header of {size} bytes, must be at least 2", at)
     (magic,) = struct.unpack_from("<H", data, at)
     directories_at = _DIRECTORIES_AT.get(magic)
     if directories_at is None:
         raise _error("unsupported", f"optional header of type {magic:#x}, not PE32 or PE32+", at)
     if size < directories_at:
-        raise _error("wrong_size", f"optional header of {size} bytes, under {directories_at}", at)
+        raise _error(
+            "wrong_size", f"optional header of {size} bytes, must be at least {directories_at}", at
+        )
     (headers_size,) = struct.unpack_from("<I", data, at + 60)
     (directories,) = struct.unpack_from("<I", data, at + directories_at - 4)
     if directories > _MOST_DIRECTORIES:

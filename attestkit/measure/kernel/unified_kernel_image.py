@@ -121,7 +121,10 @@ class UnifiedKernelImage(NamedTuple):
         if ".linux" not in sections:
             raise FormatError("unified kernel image: must have a .linux section", reason="missing")
         if by_machine := _BY_MACHINE & sections.keys():
-            message = f"unified kernel image: {shown(min(by_machine))}: depends on the machine"
+            message = (
+                f"unified kernel image: {shown(min(by_machine))}: depends on the machine, which is "
+                "not supported; use an image without this section"
+            )
             raise FormatError(message, reason="unsupported")
         return cls(data, sections)
 
@@ -172,7 +175,9 @@ class UnifiedKernelImage(NamedTuple):
             UsageError: If there are over 62 boot loaders, or any without a partition table.
         """
         if table is None and boot_loaders:
-            raise UsageError("boot loaders: need a partition table", reason="not_applicable")
+            raise UsageError(
+                "boot_loaders: need a partition table; pass table", reason="not_applicable"
+            )
         kernel = self.sections[".linux"]
         _check_kernel(kernel)
         inner = BootImage("kernel", kernel)
@@ -236,5 +241,5 @@ def _check_kernel(kernel: bytes) -> None:
     (header_at,) = struct.unpack_from("<I", kernel, 60)
     (major,) = struct.unpack_from("<H", kernel, header_at + 24 + 44)
     if major < 1:
-        message = "unified kernel image: .linux: must be Linux 5.8 or later, which is measured"
+        message = "unified kernel image: .linux: must be Linux 5.8 or later; others are unmeasured"
         raise FormatError(message, reason="unsupported_version")

@@ -32,7 +32,7 @@ def encode_load_option(
         data: Optional data at the end.
 
     Raises:
-        UsageError: If a value is too large.
+        UsageError: If a value is too large, or the description has an unpaired surrogate.
     """
     if len(description) > _MAX_DESCRIPTION or len(device_path) > 0xFFFF:
         sizes = f"{len(description)} characters, {len(device_path)} bytes"
@@ -131,7 +131,7 @@ def parse_boot_option(option: bytes) -> BootOption:
     last = min(len(option), start + 2 * _MAX_DESCRIPTION + 2) - 1
     end = next((at for at in range(start, last, 2) if option[at : at + 2] == b"\0\0"), None)
     if end is None:
-        raise _error("description must end with NUL", "truncated", start)
+        raise _error("description must end with NUL within 256 characters", "truncated", start)
     path_at = end + 2
     if path_at + path_size > len(option):
         raise _error(f"device path of {path_size} bytes truncated", "truncated", path_at)

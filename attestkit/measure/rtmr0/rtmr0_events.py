@@ -147,8 +147,9 @@ def expected_rtmr0(
             202408; `BootLayout.separator_in_rtmr1` excludes it for recent firmware.
 
     Raises:
-        FormatError: If the firmware measures nothing in a TD, or its image contains boot options,
-            which would change the order; or the SMBIOS table is malformed.
+        FormatError: If the firmware measures nothing in a TD, has unknown boot options of its own,
+            or an image with boot options, which would change the order; or the SMBIOS table is
+            malformed.
         UsageError: If the memory is too small for the firmware, an item is too large, `boot_order`
             has a number without a boot option, or the firmware has no second separator in RTMR0.
     """
@@ -239,7 +240,7 @@ def _boot_option_events(
     """
     order = range(len(options)) if boot_order is None else boot_order
     if any(not 0 <= number < len(options) for number in order):
-        message = f"boot_order: must be numbers of boot options, 0 to {len(options) - 1}"
+        message = f"boot_order: must be numbers from 0 on of the {len(options)} boot options"
         raise UsageError(message, reason="out_of_range")
     if not order:
         return

@@ -61,7 +61,7 @@ def publish_smbios(table: bytes, firmware: BiosStrings | None = None) -> bytes:
 
     Raises:
         FormatError: If the table is malformed, or over 1 MiB.
-        UsageError: If a string cannot be in the table.
+        UsageError: If a string of `firmware` is over 64 characters, not ASCII, or contains NUL.
     """
     found = [
         structure for structure in _read_structures(table) if structure.area[0] != _END_OF_TABLE
@@ -111,7 +111,9 @@ def set_processor_id(table: bytes, eax: int, edx: int) -> bytes:
 
 
 def filter_smbios(table: bytes) -> bytes:
-    """Return the copy of a published table that firmware measures; such a copy is unchanged.
+    """Return the copy of a published table that firmware measures, without machines' own values.
+
+    Values such as serial numbers are cleared; a table in which they are is returned unchanged.
 
     Raises:
         FormatError: If the table is malformed, or over 1 MiB.
@@ -150,13 +152,17 @@ def _read_structures(table: bytes) -> Iterator[_Structure]:
     at = 0
     while at < len(table):
         if at + 4 > len(table):
-            raise _error("header truncated", "truncated", at)
+            raise _error("header of a structure truncated", "truncated", at)
         start = at + table[at + 1]
         if start < at + 4 or start > len(table):
-            raise _error(f"invalid size: {table[at + 1]}", "wrong_size", at)
+            raise _error(
+                f"structure of {table[at + 1]} bytes: under 4, or exceeds the table",
+                "wrong_size",
+                at,
+            )
         end = table.find(b"\0\0", start)
         if end < 0:
-            raise _error("strings truncated", "truncated", at)
+            raise _error("strings of a structure truncated", "truncated", at)
         yield _Structure(table[at:start], table[start:end].split(b"\0") if end > start else [])
         if table[at] == _END_OF_TABLE:
             return

@@ -85,7 +85,7 @@ def initial_vmsa(eip: int, signature: int, guest_features: int, vmm: Vmm = "qemu
 
 
 def svsm_vmsa(entry: int, signature: int) -> bytes:
-    """Return the save area of a virtual CPU that starts COCONUT-SVSM in 32-bit protected mode.
+    """Return the save area (4096 bytes) of a vCPU that starts COCONUT-SVSM in protected mode.
 
     Args:
         entry: Guest physical address of the entry point.
@@ -131,7 +131,10 @@ class SnpMachine(NamedTuple):
 
 
 class KernelHashes(NamedTuple):
-    """SHA-256 (32 bytes) of kernel, initrd and command line, as QEMU gives them to the firmware."""
+    """SHA-256 (32 bytes) of kernel, initrd and command line, as QEMU gives them to the firmware.
+
+    That of the initrd is of no bytes if there is none; that of the command line covers a final NUL.
+    """
 
     kernel: bytes
     initrd: bytes
@@ -150,7 +153,7 @@ class KernelFiles(NamedTuple):
     cmdline: str = ""
 
     def hashes(self) -> KernelHashes:
-        """Return the hashes.
+        """Return the SHA-256 of kernel, initrd, and command line with a final NUL.
 
         Raises:
             UsageError: If the command line is not ASCII, contains a NUL or is too long.

@@ -81,7 +81,11 @@ def _read_sections(image: bytes, at: int) -> tuple[OvmfSection, ...]:
         if section.kind not in _KINDS:
             raise _error(f"section of unknown type {section.kind:#x}", "unsupported", offset + 8)
         if section.gpa % _PAGE:
-            raise _error(f"section at {section.gpa:#x}: not a page", "wrong_value", offset)
+            raise _error(
+                f"section at {section.gpa:#x}: must be at a multiple of 4096",
+                "wrong_value",
+                offset,
+            )
         sections.append(section)
     if sum(section.pages for section in sections) > _MOST_PAGES:
         raise _error(f"sections of over {_MOST_PAGES} pages", "too_large", at)

@@ -59,7 +59,7 @@ _KINDS: Final[Mapping[type, str]] = {
     str: "text",
     bool: "true or false",
     int: "a number",
-    float: "a number",
+    float: "a decimal number",
     dict: "a table",
     list: "a list",
     type(None): "null",

@@ -52,8 +52,8 @@ def decide_kms(options: Options, *, simulated: bool) -> KmsSettings | None:
     With a `simulated` backend, the app cannot have a key file and a KMS.
 
     Raises:
-        UsageError: If options conflict, or a URL is invalid.
-        ConfigError: If an option from a configuration file conflicts or is invalid.
+        UsageError: If options conflict, root keys are given without a URL, or a URL is invalid.
+        ConfigError: If such an option is from a configuration file.
     """
     if options.kms_url is None:
         if options.kms_root is not None:
@@ -134,8 +134,9 @@ def decide_settings(
         detect_hardware: Returns the names of the indications of a TEE on this machine.
 
     Raises:
-        UsageError: If options conflict, or no backend can be selected.
-        ConfigError: If an option from a configuration file conflicts or is invalid.
+        UsageError: If an option or environment variable is invalid, conflicts with another option
+            or requires one, or no backend can be selected.
+        ConfigError: If such an option is from a configuration file.
     """
     backend = _backend(options, environ, detect_hardware)
     simulated = backend == SIMULATOR
@@ -214,7 +215,7 @@ def _backend(
 
 def _refuse_simulator_options(options: Options) -> None:
     if name := options.first_given(SIMULATOR_OPTIONS):
-        raise options.error(name, "requires the simulator as backend")
+        raise options.error(name, "requires the simulator; give --backend simulator")
     if options.app_id is not None and not (options.measure_app or options.kms_url):
         raise options.error(
             "app_id",

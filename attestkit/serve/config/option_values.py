@@ -88,7 +88,7 @@ def parse_address(text: str) -> Address:
 
 
 def seed_from_hex(text: str, source: str) -> bytes:
-    """Return the 32 bytes of `text`, 64 hex digits; errors name `source`.
+    """Return the 32 bytes of `text`, 64 hex digits with or without `0x`; errors name `source`.
 
     Raises:
         ConfigError: If `text` is malformed.

@@ -271,7 +271,7 @@ class Options(NamedTuple):
 
 
 def list_options(first: str, end: str) -> tuple[str, ...]:
-    """Return the names of the fields of Options from `first` to before `end`, as in `--help`."""
+    """Return the names of the fields of Options from `first` up to, but not with, `end`."""
     return Options._fields[Options._fields.index(first) : Options._fields.index(end)]
 
 
@@ -321,7 +321,7 @@ def split_sockets(values: Sequence[str]) -> tuple[_Text, tuple[str, ...] | None]
 
 
 def with_config(options: Options, config: Config, environ: Mapping[str, str]) -> Options:
-    """Return options, completed by the values of a configuration file.
+    """Return `options`, completed by the values of a configuration file, with their sources.
 
     The command line and the environment variables (`environ`) override the file: a value of the
     file is used if neither gives the option or its alternative (as --seed-file for --seed).

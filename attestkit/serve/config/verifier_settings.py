@@ -42,8 +42,9 @@ def decide_verifier(options: Options, environ: Mapping[str, str]) -> VerifierSet
     none if a collateral file is given.
 
     Raises:
-        UsageError: If options conflict.
-        ConfigError: If an option from a configuration file conflicts or is invalid.
+        UsageError: If an option is invalid, conflicts with another or requires one, or nothing is
+            left to serve.
+        ConfigError: If such an option is from a configuration file.
     """
     backend = options.backend or environ.get("ATTESTKIT_BACKEND")
     address = options.address("verifier")

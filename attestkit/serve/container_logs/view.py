@@ -58,7 +58,7 @@ class FrameSplitter:
         """Yield the frames that `data`, the next bytes of the log, completes, without empty ones.
 
         Raises:
-            BackendError: If a frame is malformed, or the engine reports an error.
+            BackendError: If a frame is malformed or over 1 MiB, or the engine reports an error.
         """
         self._rest += data
         if len(self._rest) < self._wanted:
@@ -100,7 +100,10 @@ class LineSplitter:
         self._rest = b""
 
     def feed(self, data: bytes) -> Iterator[Frame]:
-        """Yield the lines that `data`, the next bytes, completes, and a part of over 64 KiB."""
+        """Yield the lines that `data`, the next bytes, completes, with their line ends.
+
+        An incomplete line is yielded as soon as it has over 64 KiB.
+        """
         whole, at = self._rest + data, 0
         while (end := whole.find(b"\n", at) + 1) > 0:
             yield Frame(CONSOLE, whole[at:end])
@@ -201,8 +204,8 @@ def parse_time(name: str, text: str, now: int) -> int:
     time. Times before 1970 become 0.
 
     Raises:
-        FormatError: If `text` has no such form, as an RFC 3339 time; the error names the
-            parameter.
+        FormatError: If `text` has another form, such as an RFC 3339 time, or its number is too
+            large; the error names the parameter.
     """
     if not text:
         return 0

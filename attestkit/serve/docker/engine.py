@@ -128,7 +128,7 @@ class ContainerEngine:
             path = f"{docker.api_version}/containers/json?all=1&filters={filters}"
             found = await self._request(docker, path, read_list, most=MAX_LIST)
             if len(found) > MAX_INSPECTED:
-                problem = f"container engine: {len(found)} containers, at most {MAX_INSPECTED}"
+                problem = f"container engine: over {MAX_INSPECTED} containers; remove unused ones"
                 raise BackendError(problem, reason="too_large")
             paths = [(one.id, f"{docker.api_version}/containers/{one.id}/json") for one in found]
             return [await self._request(docker, path, read_state, name=id_) for id_, path in paths]

@@ -55,7 +55,7 @@ def verify_signature(token: bytes, keys: Sequence[bytes]) -> dict[str, Any]:
 
 
 def check_claims(claims: Mapping[str, Any], audience: str, now: float) -> frozenset[str]:
-    """Return the scopes that the claims of a verified token grant.
+    """Return the scopes that the claims of a verified token grant; unknown ones are included.
 
     Args:
         claims: Claims, from `verify_signature`.

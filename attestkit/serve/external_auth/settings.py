@@ -64,8 +64,8 @@ def parse_public_key(data: bytes, where: str) -> bytes:
     """Return the raw key, 32 bytes, in `data`, a file's content: raw, 64 hex digits, or PEM.
 
     Raises:
-        ConfigError: If it is malformed, over the size limit, or not a point of prime order; the
-            text begins with `where`.
+        ConfigError: If it is malformed, over 4096 bytes, or not a point of prime order; the text
+            begins with `where`, such as the path.
     """
     if len(data) > _LARGEST:
         raise ConfigError(f"{where}: must be at most {_LARGEST} bytes", reason="too_large")
@@ -105,15 +105,15 @@ def load_external_auth(options: Options, *, listening: bool) -> ExternalAuth | N
         listening: Whether the external listener is on.
 
     Raises:
-        UsageError: If a scope is unknown, or the options have no effect.
-        ConfigError: If a key is not valid, or an option from a configuration file is wrong.
+        UsageError: If a scope is unknown, scopes are given without a key, or the listener is off.
+        ConfigError: If a key is not valid, or such an option is from a configuration file.
     """
     if options.auth_key is None:
         if options.anonymous_scopes is not None:
             raise options.error("anonymous_scopes", "requires a key (--auth-key)")
         return None
     if not listening:
-        raise options.error("auth_key", "requires the external listener, which is off")
+        raise options.error("auth_key", "requires the external listener; turn it on by --http")
     with prefix_errors(options.prefix("auth_key")):
         keys = read_public_keys(options.auth_key)
     names = [] if options.anonymous_scopes is None else options.anonymous_scopes.split(",")

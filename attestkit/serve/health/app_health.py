@@ -44,7 +44,7 @@ async def _inspect(command: Sequence[str]) -> list[responses.ContainerState]:
     if not ids:
         return []
     if len(ids) > responses.MAX_INSPECTED:
-        problem = f"nerdctl: {len(ids)} containers, at most {responses.MAX_INSPECTED}"
+        problem = f"nerdctl: over {responses.MAX_INSPECTED} containers; remove unused ones"
         raise BackendError(problem, reason="too_large")
     if not all(map(responses.NAME.fullmatch, ids)):
         raise BackendError("nerdctl ps: output is not a list of ids", reason="malformed_response")
@@ -153,7 +153,11 @@ class StatusFile:
 
 
 def appraise_status(content: str, now: float) -> monitor.HealthVerdict:
-    """Return the verdict on the content of a status file; `now` is the Unix time."""
+    """Return the verdict on the content of a status file; `now` is the Unix time.
+
+    It is healthy if line 1 is `healthy`, in any letter case, and line 2 a Unix time in seconds that
+    is at most 60 s before `now`, or after it.
+    """
     problem = _problem(content, int(now))
     return monitor.unhealthy(_NAME, problem) if problem else monitor.HEALTHY
 

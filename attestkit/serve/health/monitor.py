@@ -34,7 +34,7 @@ class HealthProblem(NamedTuple):
 
 
 class HealthVerdict(NamedTuple):
-    """Health of the app; `error` is set after repeated failures of the health check."""
+    """Health of the app; `error` is why three health checks in a row failed, else empty."""
 
     healthy: bool
     unhealthy: tuple[HealthProblem, ...] = ()

@@ -53,7 +53,12 @@ class RequestCycle(RequestResponseCycle):
             self.leave()
 
     async def send(self, message: Message) -> None:
-        """Send an ASGI message."""
+        """Send an ASGI message; after a disconnect, drop it.
+
+        Raises:
+            RuntimeError: If a message has the wrong type or order, the body another size than its
+                Content-Length, or a header a line break: a bug of the application.
+        """
         if self.flow.write_paused and not self.disconnected:
             await self.flow.drain()
         if self.transport.is_closing():  # connection_lost() follows

@@ -166,7 +166,8 @@ async def run_in_loop(
         background: Coroutine functions that run in the same event loop until shutdown.
 
     Returns:
-        The number of connections that were closed because the time limit was exceeded.
+        The number of connections that were closed because the time limit (`Limits.drain_seconds`)
+        was exceeded.
     """
     servers = [_Server(listener) for listener in listeners]
     helpers: list[asyncio.Task[None]] = []

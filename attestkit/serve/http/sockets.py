@@ -51,7 +51,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def make_folder(folder: Path, *, private: bool, ignored: bool = False) -> None:
-    """Create `folder` with mode 0700 if it does not exist.
+    """Create `folder` and its parents with mode 0700 if they do not exist.
 
     Args:
         folder: Path of the folder.
@@ -135,7 +135,7 @@ class UnixListener:
         Raises:
             UsageError: If the path is too long or the group unknown.
             BackendBusyError: If another process listens at the path.
-            ConfigError: If the socket cannot be created.
+            ConfigError: If the socket cannot be created, or the path exists and is not a socket.
         """
         if len(os.fsencode(path)) > _MAX_PATH:
             text = f"{path}: must be at most {_MAX_PATH} bytes, the limit for the path of a socket"
@@ -157,7 +157,7 @@ class UnixListener:
             raise
 
     def close(self) -> None:
-        """Stop listening, and remove the file of a Unix socket."""
+        """Stop listening, and remove the path as `unlink` does."""
         self.socket.close()
         self.unlink()
 
@@ -218,7 +218,9 @@ def _remove_stale(path: Path) -> None:
     except FileNotFoundError:
         return
     if not stat.S_ISSOCK(kind):
-        raise ConfigError(f"{path}: must be a socket; use another path", reason="wrong_type")
+        raise ConfigError(
+            f"{path}: exists and is not a socket; use another path", reason="wrong_type"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.settimeout(0)  # a full backlog also means that a server listens
         result = probe.connect_ex(os.fspath(path))
@@ -273,7 +275,8 @@ class ListeningSocket(NamedTuple):
     def refuse_new(self) -> None:
         """Stop accepting new connections; those in the backlog or in a handshake stay.
 
-        close() alone would reset connections that arrive after the last accept().
+        An inherited socket is left as it is, for the next server. close() alone would reset
+        connections that arrive after the last accept().
         """
         if not self.ours:
             return
@@ -325,7 +328,7 @@ def bind_vsock(option: str, address: VsockAddress) -> socket.socket:
     except OSError as error:
         listener.close()
         if error.errno == errno.EADDRINUSE:
-            problem = f"{option} {address}: another process listens there"
+            problem = f"{option} {address}: another process listens there; use another port"
             raise BackendBusyError(problem, reason="address") from error
         problem = f"{option} {address}: {error.strerror}"
         raise ConfigError(problem, reason="wrong_value") from error

@@ -34,7 +34,11 @@ _REQUEST_HEADERS: Final = {b"authorization", b"x-admin-token"}
 
 
 def clear_image_cache(_: NoContext, request: ClearImageCacheRequest) -> None:
-    """Check the cache keys in a request; the simulated KMS has no cache to clear."""
+    """Check the cache keys in a request; the simulated KMS has no cache to clear.
+
+    Raises:
+        KmsRefusalError: If a key is neither hex digits, `all` nor empty.
+    """
     for name, key in (("image", request.image_hash), ("measurement", request.config_hash)):
         if _CACHE_KEY.fullmatch(key) is None:
             raise KmsRefusalError(f"failed to clear {name} cache: invalid cache key")

@@ -55,11 +55,14 @@ class KmsBusyError(LimitError):
 def refusal(
     error: AttestKitError, prefix: str = "", *, is_own: bool = False
 ) -> KmsRefusalError | KmsFailureError:
-    """Return the error for a client: a refusal, or a failure of the KMS itself.
+    """Return the error for a client: a refusal (400), or a failure of the KMS itself (500).
+
+    An error is a failure if the platform, collateral, configuration or authorization of the KMS
+    caused it, and not the client's evidence.
 
     Args:
-        error: The error.
-        prefix: Start of the text.
+        error: The error, whose text the result has after `prefix`.
+        prefix: Start of the text, with its colon and blank.
         is_own: Whether the error is about the KMS's own evidence, and not that of a client.
     """
     is_of_guest = isinstance(error, CollateralError) and error.reason in _OF_GUEST

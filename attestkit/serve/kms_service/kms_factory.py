@@ -87,7 +87,7 @@ def _start_kms(
     if admin is not None and not token:
         raise options.error("kms_admin", f"requires a token in ${TOKEN_VARIABLE}")
     if options.kms_onboarding and seed is not None:
-        raise options.error("kms_onboarding", "excludes a seed, from which the keys are derived")
+        raise options.error("kms_onboarding", "excludes a seed, which gives the keys; drop one")
     domain, faults, policies = _read_domain(options), _read_faults(options), _read_policies(options)
     with prefix_errors("--kms:"):
         return SimulatedKms(

@@ -53,6 +53,9 @@ class KmsServer:
         limits: Limits of each listener.
         threads: Threads of the requests; not shut down by this object.
         admin_token: Token of the listener for administration.
+
+    Raises:
+        UsageError: If there is a socket for administration, and the token is not valid.
     """
 
     def __init__(
@@ -75,7 +78,12 @@ class KmsServer:
         self.has_keys: threading.Event = threading.Event()  # HTTPS is served
 
     async def serve(self, state: KmsState) -> None:
-        """Serve HTTPS with the keys in `state`; return when the listeners accept connections."""
+        """Serve HTTPS with the keys in `state`; return when the listeners accept connections.
+
+        Raises:
+            UsageError: If the settings in `parts` conflict or name an unknown platform.
+            AttestKitError: If the attester returns no evidence for the certificate.
+        """
         from attestkit.serve.http.server import Listener  # lazy: imports uvicorn
 
         self.identity = identity = ServerIdentity(state, self._parts)

@@ -108,7 +108,7 @@ def _check_evidence(url: KmsUrl, certificate: bytes, root: bytes, parts: KmsPart
 
 
 def read_roots(data: bytes, root: bytes, rpc_key: P256Key) -> KmsRoots:
-    """Decode the answer to GetKmsKey.
+    """Return the root keys in the answer of another KMS, the source, to GetKmsKey.
 
     Args:
         data: JSON text of the source's answer.
@@ -180,6 +180,11 @@ class Onboarding(RequestQueue):
         """Create and store new root keys and certificates, with `domain` in the KMS's certificate.
 
         Returns the public keys, with evidence over them if the KMS has an attester.
+
+        Raises:
+            KmsRefusalError: If this KMS has keys or is being set up, or `domain` is invalid.
+            KmsFailureError: If the attester returns no evidence because its platform failed.
+            ConfigError: If the keys cannot be stored.
         """
         with self._creating("bootstrapped"):
             _check_domain(domain)
@@ -202,6 +207,7 @@ class Onboarding(RequestQueue):
             KmsRefusalError: If this KMS has keys or is being set up, `domain` is invalid, or either
                 KMS rejects the other.
             KmsFailureError: If this KMS has no attester.
+            ConfigError: If the keys cannot be stored.
         """
         with self._creating("onboarded"):
             _check_domain(domain)
@@ -233,7 +239,11 @@ class Onboarding(RequestQueue):
             self._lock.release()
 
     def describe(self) -> m.AttestationInfoResponse:
-        """Verify new evidence of this KMS itself, and return the identity of its guest."""
+        """Verify new evidence of this KMS itself, and return the identity of its guest.
+
+        Raises:
+            KmsFailureError: If this KMS has no attester, or its evidence is missing or rejected.
+        """
         report_data = bytes(64)
         try:
             guest = verify_guest(
@@ -283,7 +293,11 @@ def _check_domain(domain: str) -> None:
 
 
 async def finish(setup: Onboarding, _: None = None) -> None:
-    """Finish the setup: the KMS then serves HTTPS on this address."""
+    """Finish the setup: the KMS then serves HTTPS on this address.
+
+    Raises:
+        KmsRefusalError: If the KMS has no keys yet.
+    """
     if setup.state is None:
         raise KmsRefusalError("KMS has no keys; call Onboard.Bootstrap or Onboard.Onboard first")
     setup.finish()

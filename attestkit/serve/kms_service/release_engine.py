@@ -50,6 +50,10 @@ class ReleaseEngine(RequestQueue):
         identity: Keys and certificates of the KMS.
         parts: Verifier, authorization and settings of the KMS.
         threads: Threads of the requests; not shut down by this object.
+
+    Raises:
+        UsageError: If `parts` requires the KMS's own authorization without an attester, or releases
+            keys to an unknown platform.
     """
 
     def __init__(self, identity: ServerIdentity, parts: KmsParts, threads: JobThreads) -> None:
@@ -67,7 +71,11 @@ class ReleaseEngine(RequestQueue):
         self._own_answer: tuple[float, AttestKitError | None] = (float("-inf"), None)
 
     def get_meta(self) -> m.GetMetaResponse:
-        """Return the root certificate, public key and settings of the KMS; requires no evidence."""
+        """Return the root certificate, public key and settings of the KMS; requires no evidence.
+
+        Raises:
+            KmsFailureError: If the authorization cannot describe itself.
+        """
         state = current_state.get()
         try:
             info = self._parts.authorization.describe()._replace(is_dev=True)  # it is simulated
@@ -79,7 +87,12 @@ class ReleaseEngine(RequestQueue):
         return m.GetMetaResponse(state.root_pem, upgrade, key, bootstrap, *info)
 
     def get_temp_ca(self) -> m.GetTempCaCertResponse:
-        """Return the temporary CA with its private key, and the root CA; requires no evidence."""
+        """Return the temporary CA with its private key, and the root CA; requires no evidence.
+
+        Raises:
+            KmsRefusalError: If the KMS's own evidence is required, and not accepted.
+            KmsFailureError: If it cannot be produced or verified.
+        """
         self._authorize_self()
         state = current_state.get()
         temp_ca, root = state.temp_ca_pem, state.root_pem
@@ -94,6 +107,10 @@ class ReleaseEngine(RequestQueue):
         """Return the signed public key for the encrypted environment of an app.
 
         `app_id` has 20 bytes. Requires no evidence.
+
+        Raises:
+            KmsRefusalError: If `app_id` has another size, or as for `get_temp_ca`.
+            KmsFailureError: As for `get_temp_ca`.
         """
         self._authorize_self()
         if len(app_id) != _APP_ID_SIZE:
@@ -107,6 +124,11 @@ class ReleaseEngine(RequestQueue):
         Args:
             api_version: Version of the request, 0 or 1.
             vm_config: VM configuration of the request, JSON; empty: that of the evidence.
+
+        Raises:
+            KmsRefusalError: If the version is not supported, or the evidence is missing, not valid,
+                or of an app or platform that gets no keys; or as for `get_temp_ca`.
+            KmsFailureError: If the KMS or its authorization fails.
         """
         if api_version > _MAX_API_VERSION:
             raise KmsRefusalError(f"Unsupported API version: {api_version}")
@@ -133,6 +155,11 @@ class ReleaseEngine(RequestQueue):
         """Release the root keys to another KMS, the TLS client, which has presented evidence.
 
         `vm_config` is the VM configuration of the request, JSON; empty: that of the evidence.
+
+        Raises:
+            KmsRefusalError: If the evidence is missing, not valid, or of a KMS that gets no keys;
+                or as for `get_temp_ca`.
+            KmsFailureError: If the KMS or its authorization fails.
         """
         self._authorize_self()
         with _logging_refusal("GetKmsKey"):
@@ -152,6 +179,11 @@ class ReleaseEngine(RequestQueue):
             csr: Certificate request in SCALE.
             signature: ECDSA signature over `csr` by the key to be certified, DER.
             vm_config: VM configuration of the request, JSON; empty: that of the evidence.
+
+        Raises:
+            KmsRefusalError: If the request, its signature or its evidence is not valid, or the
+                evidence is of an app or platform that gets no keys; or as for `get_temp_ca`.
+            KmsFailureError: If the KMS or its authorization fails.
         """
         self._authorize_self()
         state = current_state.get()

@@ -122,12 +122,20 @@ class ServerIdentity:
         return certificates.issue_temp_ca(self.state.roots, _PAST)
 
     def prepare(self) -> None:
-        """Make the context of connections without faults; raise the errors of the attester."""
+        """Make the context of connections without faults, so that errors are raised at startup.
+
+        Raises:
+            AttestKitError: If the attester returns no evidence for the certificate.
+        """
         with self._lock:
             self._get_context(shows_other=False, certificate=_Certificate())
 
     def next_context(self) -> ServerContext:
-        """Return the context of the next connection; injects the faults of handshakes."""
+        """Return the context of the next connection; injects the faults of handshakes.
+
+        Raises:
+            AttestKitError: If the attester returns no evidence for a certificate that needs some.
+        """
         shows_other = self._parts.faults.strike(ROOTS) is not None
         struck = self._parts.faults.strike(CONNECTION)
         certificate = _Certificate() if struck is None else _BY_FAULT[struck.name]

@@ -79,6 +79,10 @@ class KeySource:
 
         `domain` is a DNS name or IP address; `now` is the time in Unix seconds, on which the
         validity of the certificates depends.
+
+        Raises:
+            UsageError: If the seed does not have 32 bytes, or the domain is not valid.
+            ConfigError: If a file in the folder is missing, malformed or cannot be written.
         """
         if self.folder is not None:
             return self.folder.load_or_create(domain, now)
@@ -153,9 +157,11 @@ class SimulatedKms:
         admin_url: URL for administration; empty if it is off.
 
     Raises:
-        UsageError: If an argument is invalid.
+        UsageError: If an argument is invalid or conflicts with another, or a package of attestkit's
+            extra `serve` is not installed.
         ConfigError: If the file of auth-simple, or the folder, is not usable.
         BackendBusyError: If another process listens on the address.
+        AttestKitError: If `attester` returns no evidence for the certificate.
     """
 
     def __init__(
@@ -258,7 +264,11 @@ class SimulatedKms:
 
     @property
     def root(self) -> KmsRoot:
-        """The root keys, for clients to pin. The fault `kms_rollover` changes them."""
+        """The root keys, for clients to pin. The fault `kms_rollover` changes them.
+
+        Raises:
+            UsageError: If there are no keys yet, because the setup is not finished.
+        """
         return self._identity.state.roots.public_root
 
     @property
@@ -266,7 +276,8 @@ class SimulatedKms:
         """The trust anchors of the attester, with the root keys of this KMS.
 
         Raises:
-            UsageError: If the KMS has no attester, or one on hardware; pin `root` then.
+            UsageError: If the KMS has no attester, or one on hardware: pin `root` then; or if the
+                setup is not finished.
         """
         backend: object = None if self._attester is None else self._attester.backend
         if not isinstance(backend, SimulatedBackend):
@@ -278,7 +289,11 @@ class SimulatedKms:
 
     @property
     def root_cert(self) -> str:
-        """The certificate of the root CA in PEM."""
+        """The certificate of the root CA in PEM.
+
+        Raises:
+            UsageError: If there are no keys yet, because the setup is not finished.
+        """
         return self._identity.state.root_pem
 
     def arm(self, faults: str) -> None:

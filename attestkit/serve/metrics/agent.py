@@ -224,7 +224,11 @@ class AgentMetrics:
         self._counting: asyncio.Task[int | None] | None = None
 
     async def show(self, guest: Guest, _: ViewRequest) -> ViewResponse:
-        """Return all metrics in the Prometheus text format."""
+        """Return all metrics in the Prometheus text format.
+
+        Raises:
+            BackendError: If the system information cannot be read; other values are left out then.
+        """
         await load("psutil", "prometheus_client")
         try:
             figures = read_figures(guest.data_disks)

@@ -180,7 +180,12 @@ class Dashboard:
         self._asking = asyncio.Lock()
 
     async def show(self, guest: Guest, _: ViewRequest) -> ViewResponse:
-        """Return the current page."""
+        """Return the current page; without containers, but with the problem, if the engine fails.
+
+        Raises:
+            BackendError: If the platform produces no evidence, or the system information cannot be
+                read.
+        """
         hidden = not guest.app_compose.public_tcbinfo
         try:
             identity = await guest.on_device(lambda: guest.identity(hidden=hidden))

@@ -113,7 +113,7 @@ class RpcApp:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request (ASGI)."""
         if scope["type"] != "http":
-            raise RuntimeError(f"ASGI scope: unsupported type {scope['type']!r}")
+            raise RuntimeError(f"ASGI scope: unsupported type {scope['type']!r}; send http only")
         begin, request_id = perf_counter(), self.new_id()
         try:
             name, reply = await self._reply(scope, receive, request_id)
@@ -282,7 +282,7 @@ class RpcApp:
         For an unknown path, return the error to respond with.
         """
         if verb not in _VERBS:
-            return NotFoundError(f"No such path for {_short(verb)}", reason="path")
+            return NotFoundError(f"No such path for {_short(verb)}; use GET or POST", reason="path")
         if (call := self._routes.get(raw_path)) is not None:
             return call
         path = raw_path.decode("ascii", "replace")
@@ -377,7 +377,7 @@ def _check_form(method: Method, scope: Scope, name: str) -> None:
             not JSON.
     """
     if method.post_only and scope["method"] != "POST":
-        raise UsageError(f"{name}: must be POST", reason="wrong_value")
+        raise UsageError(f"{name}: the request must be POST", reason="wrong_value")
     if not method.json_only:
         return
     types = [value for header, value in scope["headers"] if header == b"content-type"]

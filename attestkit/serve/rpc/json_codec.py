@@ -61,7 +61,8 @@ def decode(message: type[M], body: bytes) -> M:
     megabytes of empty arrays) would block the event loop for seconds.
 
     Raises:
-        FormatError: If the body is not a JSON object, or a field is repeated or of a wrong type.
+        FormatError: If the body is not a JSON object or nested too deeply, a name is repeated, or a
+            field has a wrong type, invalid hex, or a number that is out of range.
     """
     if not body or body == b"{}":
         return defaults_of(message)
@@ -167,7 +168,7 @@ def hex_bytes(name: str, text: str) -> bytes:
 
 
 def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[bytes]:
-    """Return the JSON of a response in pieces: compact ASCII; `null` without a message."""
+    """Return the JSON of a response in pieces: compact ASCII; `null` without a message (None)."""
     if message is None:
         return (b"null",)
     if isinstance(message, PreparedResponse):
@@ -183,7 +184,10 @@ def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[byt
 
 
 def encode_members(message: NamedTuple) -> Iterator[tuple[str, bytes, bytes]]:
-    """Yield each member of a response: its name, `,"NAME":`, and its value in JSON."""
+    """Yield each member of a response: its name, `,"NAME":`, and its value in JSON.
+
+    Members of UNNUMBERED fields that are None are left out.
+    """
     for (name, start, write, omit), value in zip(_encoders(type(message)), message, strict=True):
         if value is not None or not omit:
             yield name, start, write(value)

@@ -292,7 +292,7 @@ class VerifyRequest(NamedTuple):
 
     Attributes:
         algorithm: Signature algorithm.
-        data: The signed data.
+        data: The signed data; with secp256k1_prehashed a digest of 32 bytes.
         signature: The signature.
         public_key: Public key: 32 bytes for Ed25519, 33 or 65 for secp256k1.
     """

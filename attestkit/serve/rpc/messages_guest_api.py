@@ -201,7 +201,7 @@ class ContainerInfo(NamedTuple):
 
     Attributes:
         id: Id.
-        names: Names, with a slash.
+        names: Names, each with a leading slash.
         image: Name of the image.
         image_id: Id of the image.
         created: Unix time at which the container was created.

@@ -98,7 +98,7 @@ def _value(field: Field, found: Message) -> object:
 
 
 def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[bytes]:
-    """Return a response in protobuf; empty for no message."""
+    """Return a response in protobuf, in pieces; no piece without a message (None)."""
     if message is None:
         return ()
     if isinstance(message, PreparedResponse):

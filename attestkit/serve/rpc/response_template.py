@@ -55,7 +55,7 @@ class ResponseTemplate(Generic[M]):
 
     Args:
         message: The common values; for a varying field, the common end of its values.
-        varying: The varying fields, in message order.
+        varying: Names of the varying fields, in message order; their type is bytes.
         texts: Fields with long texts, which are empty in `message`.
     """
 
@@ -81,7 +81,7 @@ class ResponseTemplate(Generic[M]):
         self._rest = [(run.pop(0) if len(run[0]) <= _SHORT else b"", run) for run in rest]
 
     def render(self, *beginnings: bytes) -> PreparedResponse[M]:
-        """Return the response, given the first bytes of each field that varies between requests."""
+        """Return the response, given the first bytes of each varying field, in message order."""
         json, before = self._first.copy(), self._before
         for beginning, (behind, run) in zip(beginnings, self._rest, strict=True):
             json.append(before + hexlify(beginning) + behind)

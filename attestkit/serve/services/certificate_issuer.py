@@ -59,7 +59,7 @@ class CertificateIssuer:
         self.is_remote: bool = self.app_keys is not None and self.app_keys.ca_key is None
 
     def check(self) -> None:
-        """Raise UnsupportedError if no certificates can be issued."""
+        """Raise UnsupportedError if there is neither a CA nor the URL of a KMS; call no KMS."""
         if self.is_remote:
             self._client()
         else:
@@ -68,7 +68,7 @@ class CertificateIssuer:
     def issue(
         self, args: m.GetTlsKeyArgs, key: P256Key | None = None, encoding: Encoding | None = None
     ) -> m.GetTlsKeyResponse:
-        """Return a key and its certificate; with a KMS this waits for the network.
+        """Return a key and its certificate chain, in PEM; with a KMS this waits for the network.
 
         Args:
             args: Contents of the certificate.
@@ -77,7 +77,8 @@ class CertificateIssuer:
                 guest API v0.
 
         Raises:
-            UsageError: If a value cannot be encoded in a certificate.
+            UsageError: If a value cannot be encoded in a certificate, the validity does not begin
+                before its end, or there are too many alternative names.
             UnsupportedError: If the app has no CA and no KMS, or the encoding does not define
                 evidence of the platform.
             BackendError: If the platform produces no evidence, or the KMS no valid certificate.
@@ -85,7 +86,7 @@ class CertificateIssuer:
         """
         begin, end = choose_validity(args.not_before, args.not_after, self.now())
         if len(args.alt_names) > _MAX_ALT_NAMES:  # each takes time, in which others wait
-            raise UsageError(f"alt_names: must be at most {_MAX_ALT_NAMES}", reason="too_many")
+            raise UsageError(f"alt_names: over {_MAX_ALT_NAMES}; give fewer", reason="too_many")
         if self.is_remote:
             check_leaf_fields(  # as ra_tls.issue does
                 subject=args.subject, alt_names=args.alt_names, not_before=begin, not_after=end

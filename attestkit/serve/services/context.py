@@ -99,7 +99,8 @@ class Guest:
         app_keys: The app's keys; None: key methods fail.
         now: Returns the Unix time.
         random: Returns the given number of random bytes.
-        machine: Static information about the machine; None: read it, or "simulated".
+        machine: Static information about the machine; None: that of this machine, or with a
+            simulated attester that of `Machine.simulated`.
         release: Version and name of the server.
         stats: Counters to update.
         limits: Limits of the listeners.
@@ -172,7 +173,7 @@ class Guest:
         )
 
     def close(self) -> None:
-        """Wait for the device's thread; the attester stays open."""
+        """Begin no more requests, and wait for the running one; the attester stays open."""
         if self._signing is not None:
             self._signing.close()
         if self._device is not None:
@@ -220,10 +221,12 @@ class Guest:
         Args:
             work: Function without arguments; its exception is raised here.
             writes: It writes to a disk, so it always runs in the device's thread.
-            signs: It has a certificate signed, so it runs in a thread that may wait for a KMS.
+            signs: It has a certificate signed; if a KMS signs, it runs in a thread that may wait.
 
         Raises:
-            LimitError: If too many requests wait for the device.
+            LimitError: If too many requests wait for the device, or after `close`.
+            BackendBusyError: If too many requests wait for the KMS.
+            BackendError: If the KMS has not signed within 100 s.
         """
         if signs and self.signs_remotely:
             return await self._signing_queue().run(work)
@@ -242,11 +245,21 @@ class Guest:
         """Return `answer` with a quote over 64 bytes of report data, and its event log.
 
         `answer` lacks both, and the fields in `varying`, whose values are specific to this request.
+
+        Raises:
+            UsageError: If the platform has no TDX quotes.
+            BackendError: If the platform returns no quote, or the event log is not usable.
         """
         return self._quotes.quote(report_data, answer, **varying)
 
     def quote_response(self, report_data: bytes) -> PreparedResponse[m.GetQuoteResponse]:
-        """Return the response of GetQuote for report data of up to 64 bytes, else a UsageError."""
+        """Return the response of GetQuote; `report_data` is zero-padded to 64 bytes.
+
+        Raises:
+            UsageError: If the report data has more than 64 bytes, or the platform has no TDX
+                quotes.
+            BackendError: If the platform returns no quote, or the event log is not usable.
+        """
         report_data = _pad(report_data)
         return self.quote(report_data, self._no_quote, report_data=report_data)
 
@@ -290,6 +303,9 @@ class Guest:
 
         A failure of the platform is repeated for five seconds without using the device: any client
         may cause this call, and a failing device can take half a minute.
+
+        Raises:
+            BackendError: Raised by `make`, or by an earlier call of it within those five seconds.
         """
         registers = self._registers()
         cached = self._cache.get(name)
@@ -331,11 +347,19 @@ class Guest:
         return _require_v1(evidence, failure) if encoding == "v1" else evidence
 
     def info(self, *, hidden: bool = False) -> PreparedResponse[m.AppInfo]:
-        """Return the response of Info; `hidden` leaves out values that only the app may see."""
+        """Return the response of Info; `hidden` leaves out the TCB info and VM configuration.
+
+        Raises:
+            BackendError: As for `decode_evidence`.
+        """
         return self.identity(hidden=hidden).response
 
     def identity(self, *, hidden: bool = False) -> AppIdentity:
-        """Return the app's identity and, if not `hidden`, its measurements and VM configuration."""
+        """Return the app's identity and, if not `hidden`, its measurements and VM configuration.
+
+        Raises:
+            BackendError: As for `decode_evidence`.
+        """
         name = "hidden info" if hidden else "info"
         if self.signs_remotely and self._app_cert is not None:
             name += " with certificate"  # which a KMS may sign while one without it is made
@@ -344,7 +368,11 @@ class Guest:
         return self.cached(name, lambda: self._identify(hidden=hidden))
 
     def decode_evidence(self) -> DecodedEvidence:
-        """Return evidence and the app's identity in it, decoded once while no register changes."""
+        """Return evidence and the app's identity in it, decoded once while no register changes.
+
+        Raises:
+            BackendError: If the platform produces no evidence, or no app can be read from it.
+        """
         return self.cached("identity", self._decode)
 
     def _decode(self) -> DecodedEvidence:

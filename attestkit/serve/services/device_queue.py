@@ -17,8 +17,8 @@ class DeviceQueue:
     A request that is cancelled is removed, unless the thread has begun it: then it is finished.
 
     Args:
-        limit: Limit of running and waiting requests, of those that write to a disk and of the
-            others each.
+        limit: Limit of running and waiting requests; those that write to a disk, and the others,
+            are counted separately.
         threads: Runs them; None: a thread, because a device serves one caller at a time.
     """
 
@@ -33,10 +33,12 @@ class DeviceQueue:
         return self._writes.is_busy
 
     async def run(self, work: Callable[[], T], *, writes: bool = False) -> T:
-        """Return the result of `work`, run in the thread; it writes to a disk if `writes`.
+        """Return the result of `work`, run in the thread; its exception is raised here.
+
+        `writes` states that it writes to a disk.
 
         Raises:
-            LimitError: If too many requests wait, or after `close`.
+            LimitError: If too many requests wait, no thread can be started, or after `close`.
         """
         try:
             return await (self._writes if writes else self._others).run(work)

@@ -79,7 +79,13 @@ def _info(guest: Guest, _: m1.InfoRequest) -> PreparedResponse[m1.InfoResponse]:
 
 
 def get_info(guest: Guest, *, hidden: bool = False) -> PreparedResponse[m1.InfoResponse]:
-    """Return the response of Info; `hidden` leaves out values that only the app may see."""
+    """Return the response of Info; `hidden` empties the values that only the app may see.
+
+    Those are app_compose, vm_config and key_provider_info.
+
+    Raises:
+        BackendError: If the platform produces no evidence, or no app can be read from it.
+    """
     name = "hidden info of v1" if hidden else "info of v1"
     return guest.cached(name, lambda: _make_info(guest, hidden=hidden))
 

@@ -40,7 +40,11 @@ _logger = logging.getLogger("attestkit.serve")
 
 
 def make_pccs(simulator: Simulator) -> SimulatedPccs:
-    """Return a PCCS that serves the collateral of this simulated TD, and of enclaves beside it."""
+    """Return a PCCS that serves the collateral of this simulated TD, and of enclaves beside it.
+
+    Raises:
+        UnsupportedError: If the simulated guest is not a TD.
+    """
     sgx = simulator.sgx_collateral if simulator.platform == "tdx" else None
     platforms = [ServedPlatform(*simulator.served_platform)]
     return SimulatedPccs(simulator.collateral, platforms, sgx)

@@ -144,7 +144,7 @@ class QuoteResponses:
 
         Raises:
             UsageError: If the platform has no TDX quotes.
-            BackendError: If the platform returns no quote.
+            BackendError: If the platform returns no quote, or the event log is not usable.
         """
         if not self._attester.has_quotes:
             raise UsageError(_NO_QUOTE, reason="not_applicable")
@@ -160,7 +160,7 @@ class QuoteResponses:
         `report_data` has 64 bytes.
 
         Raises:
-            BackendError: If the platform returns no quote.
+            BackendError: If the platform returns no quote, or the event log is not usable.
         """
         quote, log, cached = self._make_quote(report_data, "Failed to get attestation")
         head, template = _head(quote, cached), cached.evidence

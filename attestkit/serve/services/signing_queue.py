@@ -31,7 +31,7 @@ class SigningQueue:
         """Return the result of `work`, run in a thread.
 
         Raises:
-            BackendBusyError: If too many requests wait.
+            BackendBusyError: If too many requests wait, no thread can be started, or after `close`.
             BackendError: If there is no result within 100 s.
         """
         try:

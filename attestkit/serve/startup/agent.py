@@ -36,6 +36,14 @@ def serve_agent(
     """Serve an agent, and a verifier service beside it, until a signal arrives.
 
     `verifier` has the settings of the verifier service; None: it is off.
+
+    Raises:
+        UsageError: If an option, a variable of the service manager or an inherited socket is not
+            valid, or a package of attestkit's extra `serve` is not installed.
+        ConfigError: If a file or folder that an option names is not usable, or a socket cannot be
+            created.
+        BackendBusyError: If another server uses the folder, or another process an address.
+        AttestKitError: If the TEE or the simulator cannot be opened, or the KMS releases no keys.
     """
     options = settings.options
     settings.addresses.check_limited()

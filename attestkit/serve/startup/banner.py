@@ -38,9 +38,10 @@ def announce(
     attester: "Attester | None" = None,
     verifier: "VerifierSettings | None" = None,
 ) -> None:
-    """Log the banner and write the ready line, except in a worker: its supervisor does both.
+    """Log the banner, and write the ready line to stdout; in a worker process, do neither.
 
-    A verifier without a policy, which is for development, is logged as a warning.
+    There its supervisor does both. A verifier without a policy, which is for development, is logged
+    as a warning.
 
     Args:
         shared: The log, and the form of the ready line.

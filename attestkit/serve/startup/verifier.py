@@ -17,6 +17,14 @@ def serve_verifier(settings: VerifierSettings, shared: ServerContext, *, watchdo
     """Serve the verifier without an agent until a signal arrives.
 
     `watchdog`: whether to send messages to the service manager's watchdog.
+
+    Raises:
+        UsageError: If an option, a variable of the service manager or an inherited socket is not
+            valid, or a package of attestkit's extra `serve` is not installed.
+        ConfigError: If a file that an option names is not usable, a socket cannot be created, or a
+            worker process exits with code 1 before all are ready.
+        BackendBusyError: If another process listens on an address.
+        BackendError: If a worker process exits otherwise before all are ready.
     """
     stats = Stats()
     if shared.inherited is not None:

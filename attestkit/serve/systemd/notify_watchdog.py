@@ -64,10 +64,11 @@ class _ListenerFullError(_ProbeError):
 
 
 class ServiceManager:
-    """Sender of notifications to a service manager; does nothing without an address.
+    """Sender of notifications to a service manager; failures are logged, not raised.
 
     Args:
-        address: Path of the service manager's socket, or `@` and an abstract name.
+        address: Path of the service manager's socket, or `@` and an abstract name; None: nothing is
+            sent.
         watchdog_seconds: Timeout of the service manager's watchdog; None without a watchdog.
     """
 
@@ -80,10 +81,12 @@ class ServiceManager:
     def from_environ(cls, environ: MutableMapping[str, str]) -> "ServiceManager":
         """Return the service manager in the environment variables, and remove these.
 
-        Without them, its methods do nothing.
+        Without `$NOTIFY_SOCKET`, it sends nothing. `$WATCHDOG_USEC` is ignored if `$WATCHDOG_PID`
+        is another process.
 
         Raises:
-            UsageError: If `$WATCHDOG_USEC` or `$WATCHDOG_PID` is not a number.
+            UsageError: If `$WATCHDOG_USEC` or `$WATCHDOG_PID` is not a positive number, or too
+                large.
         """
         address, interval, pid = (environ.pop(variable, None) for variable in _VARIABLES)
         seconds = None
@@ -243,8 +246,11 @@ class ServiceEnvironment(NamedTuple):
         """Serve like `attestkit.serve.serve`; exit the process if requests had to be aborted.
 
         Without `attester` (None), only the verifier is served. `on_ready` is called before the
-        service manager is notified. Closing a hung device would block. An exit is safe: the sockets
-        are removed, and the state on disk survives a kill.
+        service manager is notified. Closing a hung device would block. An exit (code 0) is safe:
+        the sockets are removed, and the state on disk survives a kill.
+
+        Raises:
+            AttestKitError: As for `attestkit.serve.serve`.
         """
 
         def ready(at: BoundAddresses) -> None:

@@ -32,9 +32,10 @@ _MAX_DESCRIPTORS: Final = 256
 def take_sockets(
     environ: MutableMapping[str, str], listeners: Collection[str], *, first: int = FIRST
 ) -> dict[str, socket.socket]:
-    """Return the inherited sockets by the name of their listener.
+    """Return the inherited sockets by the name of their listener; empty if there are none.
 
-    They become close-on-exec, and the variables are removed from `environ`.
+    Those of another process (`$LISTEN_PID`) are ignored. The sockets become close-on-exec, and the
+    variables are removed from `environ`.
 
     Args:
         environ: Environment variables.
@@ -42,7 +43,8 @@ def take_sockets(
         first: Number of the first descriptor.
 
     Raises:
-        UsageError: If numbers and names do not match, or a descriptor does not fit its listener.
+        UsageError: If a variable is not a valid number, the numbers of names and descriptors
+            differ, or a descriptor does not fit its listener, or has none that is on.
     """
     pid, count, names = (environ.get(variable) for variable in _VARIABLES[:3])
     for variable in _VARIABLES:

@@ -48,8 +48,8 @@ class VerifyQuery(NamedTuple):
         `headers` are pairs of a lower-case name and a value.
 
         Raises:
-            FormatError: If a parameter is unknown, invalid or given more than once, or two
-                contradict each other.
+            FormatError: If a parameter is unknown, invalid or given more than once, two contradict
+                each other, or the query has over 1,024 bytes.
         """
         if not query:
             return _ANY
@@ -74,7 +74,7 @@ class VerifyQuery(NamedTuple):
 
     @property
     def expects(self) -> bool:
-        """Whether the evidence is compared with an expected value."""
+        """Whether the evidence is compared with a nonce or report data."""
         return self.nonce is not None or self.report_data is not None
 
 

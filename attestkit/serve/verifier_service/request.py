@@ -19,7 +19,10 @@ _SOLE_ATTESTATION: Final = (b'{"attestation":"', b'{"attestation": "')
 
 
 class WrongTypeError(FormatError):
-    """A request, or a field of it, has a wrong type: status 422. Malformed JSON is status 400."""
+    """A request, or a field of it, has a wrong type or encoding: status 422.
+
+    Malformed JSON is another FormatError: status 400.
+    """
 
 
 class VerificationRequest(NamedTuple):
@@ -45,7 +48,8 @@ class VerificationRequest(NamedTuple):
         """Parse a request body; unknown keys but `nonce` are ignored.
 
         Raises:
-            WrongTypeError: If the body is not a JSON object, or a field has a wrong type.
+            WrongTypeError: If the body is not a JSON object, a field has a wrong type or invalid
+                hex, or the body has `nonce`, which belongs in the query.
             FormatError: If the body is not JSON, or has a repeated key.
         """
         if (attestation := _read_sole_attestation(body)) is not None:
@@ -98,8 +102,9 @@ class VerificationRequest(NamedTuple):
         """Return the evidence in the request; errors have the texts of dstack's verifier.
 
         Raises:
-            FormatError: If the evidence is malformed.
-            UsageError: If quote or event log is missing.
+            FormatError: If the evidence is malformed, or has another VM configuration than the
+                request.
+            UsageError: If `attestation` is missing, and quote or event log too.
         """
         if self.attestation is not None:
             try:

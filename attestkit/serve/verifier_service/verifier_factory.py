@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 
 
 def open_verifier(settings: "VerifierSettings") -> "Verifier":
-    """Build the Verifier. Without a policy, TCB status is reported but not enforced."""
+    """Build the Verifier. Without a policy, TCB status is reported but not enforced.
+
+    Raises:
+        ConfigError: If a file or folder that an option names is unreadable or malformed.
+        UsageError: If the URL of the PCCS is not valid.
+    """
     options, cache = settings.options, None
     if settings.pccs_url is not None:
         source = options.sources.get("verifier_pccs", "--verifier-pccs or $PCCS_URL")
@@ -56,7 +61,11 @@ def open_verifier(settings: "VerifierSettings") -> "Verifier":
 
 
 def load_ear_key(settings: "VerifierSettings") -> "EarKey | None":
-    """Return the key that signs attestation results; None if no option names one."""
+    """Return the key that signs attestation results; None if no option names one.
+
+    Raises:
+        ConfigError: If its file cannot be read, is accessible to other users, or has no such key.
+    """
     if (path := settings.options.path("ear_key")) is None:
         return None
     return read_ear_key(settings.options.prefix("ear_key"), path)

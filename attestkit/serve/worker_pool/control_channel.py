@@ -46,8 +46,9 @@ class ControlChannel(ServiceManager):
     ) -> None:
         """Send a heartbeat each `interval` seconds until the supervisor closes its end.
 
-        Then raise SIGTERM. The default is `HEARTBEAT_SECONDS`. `addresses` are ignored: a service
-        manager's `watch` probes them by HTTP, but here another worker might answer.
+        Then send SIGTERM to this process. The default is `HEARTBEAT_SECONDS`. `addresses` are
+        ignored: a service manager's `watch` probes them by HTTP, but here another worker might
+        answer.
         """
         del addresses
         seconds = HEARTBEAT_SECONDS if interval is None else interval

@@ -129,7 +129,7 @@ class WorkerPool:
 
         Raises:
             ConfigError: If a worker exits with code 1 during startup; its log has the reason.
-            BackendError: If a worker exits otherwise during startup.
+            BackendError: If a worker exits otherwise, or cannot be started, during startup.
         """
         self._listening, self._service, self._on_ready = listening, service, on_ready
         with ExitStack() as stack:

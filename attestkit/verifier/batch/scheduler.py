@@ -448,7 +448,7 @@ def _check_outcomes(answer: object, items: list[VerificationItem]) -> list[Outco
     found: list[object] = answer if isinstance(answer, list) else []
     outcomes = [each for each in found if isinstance(each, AttestationResult | AttestKitError)]
     if not len(outcomes) == len(found) == len(items):  # a None would be taken for a success
-        message = "executor: must return the result of the submitted task"
+        message = "executor: must return the result of the submitted task, unchanged"
         raise UsageError(message, reason="wrong_type")
     return outcomes
 

@@ -324,7 +324,7 @@ class ItemReader:
         return True
 
     def is_over(self) -> bool:
-        """Return whether all items have been returned."""
+        """Return whether all items have been read, and returned by `task`."""
         with self._changed:
             return self._ended and not self._queue
 
@@ -332,7 +332,8 @@ class ItemReader:
         """Return the items of the next task and their size in bytes; no items if it is not due.
 
         A task is due when it has `longest` items or `largest` bytes, when workers are `idle`, when
-        no more items can be read, or when its first item has waited for 10 ms.
+        no more items can be read, or when its first item has waited for 10 ms. An interrupt of the
+        input iterator is raised at once.
         """
         with self._changed:
             if not isinstance(self._error, Exception):

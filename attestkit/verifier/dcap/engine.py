@@ -139,7 +139,7 @@ class Dcap:
         self._check_signatures(parts, platform)
 
     def explain(self, quote: Quote, collateral: Collateral) -> str:
-        """Return a sentence on the outdated component of a quote's platform.
+        """Return a sentence on the outdated component of a quote's platform; see `explain_status`.
 
         Quote and collateral must have been accepted by `authenticate`.
         """
@@ -225,7 +225,10 @@ class Dcap:
 
 def _check_time(now: int) -> None:
     if not 0 <= now <= LATEST:
-        raise UsageError(f"now: must be in the years 1970 to 9999: {now}", reason="out_of_range")
+        raise UsageError(
+            f"now: must be in the years 1970 to 9999, not {now} (Unix seconds)",
+            reason="out_of_range",
+        )
 
 
 def _select_chain(

@@ -94,7 +94,10 @@ def below_svn_levels(levels: tuple[SvnLevel, ...], svn: int, part: str) -> str:
 
 
 def explain_revoked(levels: Mapping[str, PlatformLevel | SvnLevel]) -> str:
-    """Return the text for a revoked TCB; `levels` by the name of the platform's part."""
+    """Return the text for a revoked TCB.
+
+    `levels` are the matching levels by the name of the platform's part; one must be Revoked.
+    """
     part, level = next(
         (part, level) for part, level in levels.items() if level.status is TcbStatus.REVOKED
     )
@@ -320,7 +323,10 @@ def _check_module(info: TcbInfo, body: TdQuoteBody) -> None:
     # Zero is required whatever the mask, as in Intel's library.
     if any(body.seam_attributes) or any(module.attributes):
         found, expected = body.seam_attributes.hex(), module.attributes.hex()
-        message = f"TDX module: SEAMATTRIBUTES must be zero: {found}, {expected} in TCB info"
+        message = (
+            f"TDX module: SEAMATTRIBUTES must be zero, but are {found} in the quote, {expected} in "
+            "TCB info"
+        )
         raise refuse("tdx_module_mismatch", message)
 
 

@@ -102,7 +102,7 @@ def _check_result(result: dict[str, Any], platform: str) -> bool:
     try:
         json.dumps(result, allow_nan=False)
     except (TypeError, ValueError) as error:  # bytes in COSE
-        message = f"EAR: {RESULT} cannot be represented in JSON: {error}"
+        message = f"EAR: {RESULT}: must have values of JSON only, no byte strings or NaN"
         raise FormatError(message, reason="wrong_type") from error
     if result.get("platform") != platform:
         message = f"EAR: platform of {RESULT} must be the name of the submodule"

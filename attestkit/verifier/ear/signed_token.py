@@ -54,8 +54,8 @@ class EarPublicKey(NamedTuple):
         """Decode a JWK: kty OKP with crv Ed25519, or kty EC with crv P-256.
 
         Raises:
-            FormatError: If the JWK has an unsupported type, contains a private key, or its alg or
-                use does not allow signatures of the key's algorithm.
+            FormatError: If the JWK has an unsupported type, a missing or malformed coordinate, or a
+                private key, or its alg or use does not allow signatures of the key's algorithm.
         """
         kind = (jwk.get("kty"), jwk.get("crv"))
         if kind == ("OKP", "Ed25519"):

@@ -277,7 +277,8 @@ def key_time_app_info(
 
     Raises:
         ReplayError: If HOST_DATA or a PCR contradicts the rest of the evidence.
-        VerificationError: If the evidence does not name its app, or the configuration in
+        VerificationError: If the evidence does not name its app, an event that does is repeated or
+            of the wrong size, `boot-mr-done` is missing or late, or the configuration in
             MR_CONFIG_ID or HOST_DATA is not of this app and key provider.
         FormatError: If an mr_config document or the VM configuration is malformed.
     """

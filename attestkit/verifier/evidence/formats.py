@@ -1,7 +1,7 @@
 """Forms of evidence that a verifier accepts: objects, bytes recognised by content, and bundles.
 
 A bundle has evidence and its collateral in one file, for verification offline and later. The file
-is JSON: `version` (1), `evidence` (base64), `collateral` (the nine fields of `Collateral`, or
+is JSON: `version` (1), `evidence` (base64), `collateral` (the object of `Collateral.to_json`, or
 null), `at` (ISO 8601 with a time zone: the time of the verification), `report_data` (hex, or null),
 and, if there are any, `amd_crls` (base64 of each revocation list of AMD) and `ak_certificates`
 (base64 of certificates and revocation lists of the CAs of a TPM's key), `gpu_evidence` (base64; of
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 _VERSION: Final = 1
 _EVIDENCE_LIMIT: Final = 10 << 20  # bytes
 _REPORT_DATA_LIMIT: Final = 64  # bytes
-# Evidence in base64, and nine fields of 1 MiB with bytes in hex.
+# Evidence in base64, and up to ten fields of 1 MiB with bytes in hex.
 _FILE_LIMIT: Final = 32 << 20
 _MAX_ITEMS: Final = 32  # of one member
 _KEYS: Final = frozenset({"version", "evidence", "collateral", "at", "report_data"})
@@ -144,7 +144,7 @@ class EvidenceBundle:
             raise FormatError(f"evidence bundle: {error}", reason=reason) from error
 
     def to_json(self) -> str:
-        """Return the JSON of this bundle."""
+        """Return this bundle as JSON text, for `from_json`; the module describes its members."""
         collateral = None if self.collateral is None else json.loads(self.collateral.to_json())
         values = {
             "version": _VERSION,
@@ -260,7 +260,7 @@ def _report_data(value: object, name: str) -> bytes | None:
 
 def _list(value: object, name: str) -> tuple[bytes, ...]:
     if not isinstance(value, list) or not value:
-        raise FormatError(f"{name}: must be a list with an item", reason="wrong_type")
+        raise FormatError(f"{name}: must be a non-empty list", reason="wrong_type")
     if len(value) > _MAX_ITEMS:
         raise FormatError(f"{name}: {len(value)} items, at most {_MAX_ITEMS}", reason="too_many")
     return tuple(strict_json.from_base64(one, name) for one in value)
@@ -291,8 +291,9 @@ def parse_evidence(evidence: object) -> ParsedEvidence:
     """Parse evidence in any form of `Evidence`: a parsed object, or bytes, recognised by content.
 
     Raises:
-        FormatError: If the evidence is malformed, or bytes in an unknown form.
-        UsageError: If it is an evidence bundle, or not an `Evidence`.
+        FormatError: If the evidence is malformed, or bytes in another form, such as a certificate
+            or a bundle's JSON.
+        UsageError: If it is an EvidenceBundle, or not an `Evidence`.
     """
     if isinstance(evidence, bytes):
         return _parse_bytes(evidence)

@@ -78,6 +78,9 @@ def collect_claims(
             for display only.
         registers: Numbers of the RTMRs to which the event log replays.
         image: Outcome of the verification of the OS image.
+
+    Raises:
+        FormatError: If the VM configuration is malformed.
     """
     named, attributes = _fields(parsed)
     report_data, vtpm = b"", None
@@ -110,11 +113,16 @@ def collect_claims(
 
 
 def verified_launch(parsed: ParsedEvidence, image_hash: bytes) -> Fields:
-    """Return names and values of the launch parameters of an SEV-SNP guest.
+    """Return names and values of an SEV-SNP guest's launch parameters; empty on other platforms.
+
+    They are `sev_features`, `vcpus` and `vcpu_type`.
 
     Args:
         parsed: The evidence.
         image_hash: Verified `os_image_hash`; if it is empty, so is the result.
+
+    Raises:
+        FormatError: If the VM configuration is malformed.
     """
     attestation = parsed.attestation
     if attestation is None or not isinstance(attestation.evidence.platform, SevSnp):

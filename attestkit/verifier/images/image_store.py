@@ -221,7 +221,7 @@ def _parse_firmware(image: bytes) -> TdxFirmware:
     try:
         return TdxFirmware.parse(image)
     except FormatError as error:
-        message = f"firmware: {error.message}"
+        message = f"bios: {error.message}"
         raise FormatError(message, reason=error.reason, offset=error.offset) from error
 
 

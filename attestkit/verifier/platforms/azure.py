@@ -137,6 +137,7 @@ class AzureAuthenticator:
             SignatureError: If a signature is not valid, or a certificate or public area is not of
                 the HCL report's attestation key (`ak_mismatch`).
             ReplayError: If an RTMR is not zero (`rtmr_mismatch`).
+            FetchNeededError: If `before_fetch` raises it.
         """
         report = read_azure_report(platform)
         steps = [_check_binding(report, platform, hardware, quote)]

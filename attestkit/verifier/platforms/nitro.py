@@ -66,6 +66,8 @@ class Nitro:
     def authenticate(self, document: bytes, now: datetime) -> Authenticated:
         """Verify the document of an enclave, and return its signed content.
 
+        An enclave in debug mode is not rejected here, but by every policy. A caution names it.
+
         Args:
             document: COSE_Sign1, tagged or untagged.
             now: Time of the verification, with a time zone.

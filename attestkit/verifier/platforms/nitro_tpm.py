@@ -59,9 +59,10 @@ def authenticate_nitro_tpm(aws: Nitro, attestation: Attestation, now: datetime) 
         now: Time of the verification, with a time zone.
 
     Raises:
-        FormatError: If the document is malformed, or of an enclave.
+        FormatError: If the document is malformed, of an enclave, or without PCR 14.
         VerificationError: As for `Nitro.verify_document`, and if the document's user data are
-            missing, or not the report data of the evidence (`report_data_mismatch`).
+            missing, or not the report data of the evidence (`report_data_mismatch`), or the digest
+            of a runtime event is ambiguous (`event`).
         ReplayError: If PCR 14 is not the replay of the runtime events (`pcr_mismatch`).
     """
     platform = attestation.evidence.platform

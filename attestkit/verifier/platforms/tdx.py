@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from attestkit.collateral.caching_source import CollateralLookup, CollateralSource
     from attestkit.verifier.dcap.engine import Dcap
 
-_NO_FETCH: Final = "collateral: must be fetched for this quote, but fetch is false"
+_NO_FETCH: Final = (
+    "collateral: must be fetched for this quote, but fetch is false; pass fetch=True, or collateral"
+)
 
 
 def authenticate_quote(

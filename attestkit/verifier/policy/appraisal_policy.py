@@ -94,7 +94,8 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
     that the evidence does not have rejects the evidence.
 
     Raises:
-        UsageError: If a rule accepts nothing, or two rules contradict each other.
+        UsageError: If a rule has the wrong type, size or range, has an unknown name, or accepts
+            nothing, or two rules contradict each other.
     """
 
     # azure-snp and azure-tdx are accepted under hcl-snp and hcl-tdx, too; see `VtpmRules.identify`.
@@ -140,7 +141,10 @@ class AppraisalPolicy(SnpRules, TcbRules, TdRules, ImageRules, EventRules, VtpmR
 
     def _check_conflicts(self) -> None:
         if self.td_attributes and self.td_attributes.must_be_set & _TD_DEBUG:
-            raise UsageError("td_attributes: must not require a debug bit", reason="wrong_value")
+            raise UsageError(
+                "td_attributes: must not require a debug bit; no policy accepts debug mode",
+                reason="wrong_value",
+            )
         if unknown := set(self.platforms) - set(VERIFIED_PLATFORMS):
             raise UsageError(
                 f"platforms: must be of {', '.join(VERIFIED_PLATFORMS)}, not {min(unknown)!r}",

@@ -29,6 +29,10 @@ class RequiredEvent:
 
     An event with the reserved name of a boot event counts only up to the event `system-ready`,
     because the application may emit events of any name later.
+
+    Raises:
+        UsageError: If a value has the wrong type or size, or is not one of those allowed, or both
+            payload and digest are given.
     """
 
     name: str

@@ -32,7 +32,9 @@ def normalize_pcrs(given: object) -> tuple[PcrRule, ...]:
         UsageError: If a name or a value is not valid, or a name occurs twice.
     """
     pairs = given.items() if isinstance(given, Mapping) else given
-    wanted = UsageError("pcrs: must be a mapping from PCRs to values", reason="wrong_type")
+    wanted = UsageError(
+        'pcrs: must be a mapping from PCRs, such as "sha256:7", to values', reason="wrong_type"
+    )
     if not isinstance(pairs, Collection) or isinstance(pairs, (str, bytes)):
         raise wanted
     if len(pairs) > _MAX_RULES:

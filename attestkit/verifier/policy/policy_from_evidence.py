@@ -90,7 +90,10 @@ def _pinned_gpus(result: "GpuResult | None") -> dict[str, Any]:
 
 
 def pinned_svns(result: AttestationResult) -> tuple[tuple[str, int], ...]:
-    """Return the minimum SVNs that the evidence meets, in all TCB versions that it reports."""
+    """Return name and minimum SVN of each component of the platform's TCB.
+
+    The minimum is the lowest SVN in the TCB versions that the evidence reports.
+    """
     tcb = result.tcb
     others = [dict(each) for each in (tcb.current, tcb.committed, tcb.launch)]
     return tuple(

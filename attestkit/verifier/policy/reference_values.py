@@ -90,6 +90,10 @@ class ReferenceValues:
 
     None accepts any value. There must be a platform with all of the registers, because evidence
     that lacks a register with reference values is rejected.
+
+    Raises:
+        UsageError: If a value has the wrong type or size, a collection is empty, or no platform has
+            all of the registers.
     """
 
     # Intel TDX (TDREPORT and TDINFO).
@@ -151,7 +155,7 @@ class ReferenceValues:
 
     @unlocked_property
     def rules(self) -> dict[str, frozenset[bytes]]:
-        """Accepted values by register."""
+        """Accepted values by register, without registers of which any value is accepted."""
         named = {name: getattr(self, name) for name in REGISTERS}
         return {name: values for name, values in named.items() if values is not None}
 

@@ -118,7 +118,7 @@ def matches_any(value: bytes, wanted: Iterable[bytes]) -> bool:
 
 
 def format_values(values: Iterable[bytes]) -> str:
-    """Return the first few values in hex, for an error message."""
+    """Return the first three values in hex and the number of others, for an error message."""
     ordered = sorted(values)
     text = " or ".join(map(_truncated_hex, ordered[:_SHOWN]))
     left = len(ordered) - _SHOWN
@@ -197,6 +197,9 @@ class BitMask:
     """Bits of a little-endian 64-bit field that must be set or clear.
 
     Bit 0 is the lowest bit of the first byte.
+
+    Raises:
+        UsageError: If a mask is not an integer of 64 bits, both are 0, or they have a common bit.
     """
 
     must_be_set: int = 0
@@ -206,7 +209,9 @@ class BitMask:
         for name in ("must_be_set", "must_be_clear"):
             bits = getattr(self, name)
             if type(bits) is not int or not 0 <= bits < 1 << 64:
-                raise UsageError(f"{name}: must be an integer of 64 bits", reason="out_of_range")
+                raise UsageError(
+                    f"{name}: must be an integer from 0 to 2**64 - 1", reason="out_of_range"
+                )
         if not self.must_be_set | self.must_be_clear:
             message = "bit mask: must require a bit; add one, or leave the rule out"
             raise UsageError(message, reason="missing")
@@ -292,14 +297,18 @@ def bit_names(field: str, bits: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class KeyProvider:
-    """Required key provider of an application: its name, its id, or both, as in `AppInfo`."""
+    """Required key provider of an application: its name, its id, or both, as in `AppInfo`.
+
+    Raises:
+        UsageError: If both are None, or one is empty or has the wrong type.
+    """
 
     name: str | None = None  # none, local-sgx, kms, tpm
     id: bytes | None = None  # KMS: root public key in DER; SGX: a measurement
 
     def __post_init__(self) -> None:
         if self.name is None and self.id is None:
-            raise UsageError("key provider: must have a name or an id", reason="missing")
+            raise UsageError("key provider: missing; pass name, id or both", reason="missing")
         if self.name is not None:
             check_text("name", self.name)
         if self.id is not None and (type(self.id) is not bytes or not self.id):

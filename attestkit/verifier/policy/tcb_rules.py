@@ -89,7 +89,9 @@ class TcbRules:
         _check_period("platform_grace_period", self.platform_grace_period)
         _check_period("qe_grace_period", self.qe_grace_period)
         if TcbStatus.REVOKED in self.accepted_statuses:
-            raise UsageError("accepted_statuses: Revoked is never accepted", reason="wrong_value")
+            raise UsageError(
+                "accepted_statuses: Revoked is never accepted; leave it out", reason="wrong_value"
+            )
         if self._has_grace and (both := _OUT_OF_DATE & set(self.accepted_statuses)):
             raise UsageError(
                 f"accepted_statuses: {min(both)} makes the grace periods ineffective; leave out "
@@ -97,7 +99,10 @@ class TcbRules:
                 reason="conflict",
             )
         if both_ids := refused.intersection(accepted or ()):
-            message = f"refused_advisories: {min(both_ids)} is also in accepted_advisories"
+            message = (
+                f"refused_advisories: {min(both_ids)} is also in accepted_advisories; leave it out "
+                "of one"
+            )
             raise UsageError(message, reason="conflict")
 
     def _normalize(self, name: str, kind: type[object]) -> None:

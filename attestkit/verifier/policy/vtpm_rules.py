@@ -99,7 +99,8 @@ class VtpmRules:
     vlek_providers: Collection[str] = frozenset()
     """Cloud providers (CSP_ID of the VLEK) whose keys may sign an SEV-SNP report.
 
-    A report that is signed with another provider's key is rejected; by default, with any.
+    A report that is signed with another provider's key is rejected; by default, one that is signed
+    with any provider's key.
     """
 
     def _check_vtpm_rules(self) -> None:

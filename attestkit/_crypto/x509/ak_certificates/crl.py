@@ -188,9 +188,10 @@ def check_revocation(
 
     Raises:
         FormatError: If a CRL of an issuer is malformed, or it or an entry has a critical extension.
-        SignatureError: If a certificate is revoked (`cert_revoked`), or a CRL of the issuer is not
-            signed by it (`crl_bad_signature`).
-        CollateralExpiredError: If no CRL of an issuer is valid at `now` (`crl_expired`).
+        SignatureError: If a certificate is revoked (`cert_revoked`), a CRL of the issuer is not
+            signed by it (`crl_bad_signature`), or the CRL URLs in a certificate are malformed
+            (`cert_malformed`).
+        CollateralExpiredError: If an issuer has CRLs, and none is valid at `now` (`crl_expired`).
     """
     checked: list[NamedCertificate] = []
     unknown: list[NamedCertificate] = []

@@ -140,7 +140,7 @@ def _unwrap(outer: DerReader) -> bytes:
         problem = ERRORS.get(number[0]) if len(number) == 1 else None
         if problem is None:
             raise FormatError(f"unknown response status {number[:8].hex()}", reason="wrong_value")
-        message = f"OCSP answer: the responder reports: {problem}; check the certificate asked for"
+        message = f"OCSP answer: the responder reports: {problem}; retry later or check the request"
         raise CollateralError(message, reason="fetch_failed")
     wrapper = outer.enter(context(0))
     outer.finish()

@@ -62,7 +62,7 @@ class _Expected(NamedTuple):
 
 
 class KeptStatuses:
-    """Statuses of certificates as given answers state them; one is kept while it is valid.
+    """Statuses of certificates from given OCSP answers, each cached while its answer is valid.
 
     Args:
         responses: Answers in DER, also about other certificates.
@@ -81,7 +81,7 @@ class KeptStatuses:
         max_age: timedelta | None = None,
         grace: timedelta = timedelta(),
     ) -> OcspStatus:
-        """Return the status of a certificate, as the answers about it state it, or a kept one.
+        """Return the status of a certificate: cached, or from the answers about it.
 
         Of several valid answers, one with the status "revoked" is used, else the newest. Only the
         16 newest answers are verified.
@@ -102,7 +102,8 @@ class KeptStatuses:
                 malformed.
             SignatureError: If the answer is not of a responder that the issuer authorized, its
                 signature is not valid, or the certificate is unknown.
-            CollateralExpiredError: If answer or responder certificate are not valid at `now`.
+            CollateralExpiredError: If answer or responder certificate are not valid at `now`, or
+                the answer is older than `max_age`.
         """
         key = certificate, issuer, max_age, grace
         kept = self._kept.get(key)

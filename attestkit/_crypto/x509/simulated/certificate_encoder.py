@@ -86,6 +86,9 @@ class Issuer(NamedTuple):
             extensions: Extensions in DER, in this order.
             serial: Serial number, at most 20 octets.
             window: Validity period from 1950 on, with a resolution of seconds.
+
+        Raises:
+            UsageError: If `window` starts or ends before 1950.
         """
         return encode_certificate(
             self.name,
@@ -110,6 +113,9 @@ class Issuer(NamedTuple):
             window: thisUpdate, which is the revocation date of each entry too, and nextUpdate.
             revoked: Serial numbers of the revoked certificates, in the order of the entries.
             extensions: Extensions in DER.
+
+        Raises:
+            UsageError: If `window` starts or ends before 1950.
         """
         fields = encode_crl_fields(self.name, self.algorithm, window, revoked, extensions)
         return encode_signed(fields, self.algorithm, self.sign)

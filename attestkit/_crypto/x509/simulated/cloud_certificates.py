@@ -19,7 +19,7 @@ SIMULATED_MARK: Final = "attestkit-simulated"
 
 
 def names_simulator(certificate: bytes) -> bool:
-    """Return whether a certificate (DER) has a name of attestkit's simulated authorities."""
+    """Return whether a certificate (DER) contains `SIMULATED_MARK`, in whichever field."""
     return SIMULATED_MARK.encode() in certificate
 
 

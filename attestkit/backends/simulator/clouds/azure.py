@@ -268,7 +268,11 @@ class AzureTdxSimulator(_AzureVm):
         return self._enclave.qe_id, self._enclave.pck_der
 
     def collateral(self, now: float | None = None) -> Collateral:
-        """Return the simulated Intel PCS's collateral at the Unix time `now`; None: at present."""
+        """Return the simulated Intel PCS's collateral at the Unix time `now`; None: at present.
+
+        Raises:
+            UsageError: If `now` minus the collateral's age is not in 1970-01-02 to 9999-12-02.
+        """
         return self._pki.collateral(self._now() if now is None else now, self._scenario.collateral)
 
     def _quote_td(self, td_report: bytes) -> bytes:

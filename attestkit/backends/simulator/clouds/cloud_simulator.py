@@ -20,7 +20,8 @@ _STALE: Final = b"report data of an earlier request".ljust(64, b"\0")
 class CloudSimulator(VtpmGuest):
     """A simulated guest with a vTPM; `collect_evidence` is that of the cloud's real backend.
 
-    The arguments are those of `Simulator`; `state_dir`, `image` and `quote_version` must be None.
+    The arguments are those of `Simulator`; `state_dir`, `image` and `quote_version` must be None,
+    and without registers or a PCR for events (`has_kms_boot`) `kms_boot` must be False.
     """
 
     has_kms_boot = False
@@ -86,6 +87,7 @@ class CloudSimulator(VtpmGuest):
 
         Raises:
             UnsupportedError: Except on Google's platforms: report data need not contain the key.
+            BackendError: If a fault is injected.
         """
         collector: EvidenceCollector = self._guest
         return collector.read_attestation_key()
@@ -95,6 +97,7 @@ class CloudSimulator(VtpmGuest):
 
         Raises:
             UnsupportedError: Except on Google's platforms.
+            UsageError: If `report_data` is not 64 bytes.
         """
         guest: Backend = self._guest
         return guest.get_quote(report_data)

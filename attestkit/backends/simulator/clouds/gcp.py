@@ -124,7 +124,10 @@ class _GoogleVm(CloudSimulator):
         return cloud_pki.p256_key(self._derive, "google/other-machine").spki_der
 
     def read_attestation_key(self) -> bytes:
-        """Return the TPM's key (DER SubjectPublicKeyInfo), for report data of the hardware."""
+        """Return the TPM's key (DER SubjectPublicKeyInfo), for report data of the hardware.
+
+        In scenarios with relayed evidence it is a key of another machine.
+        """
         if self._scenario.cloud.relayed:  # the relayed quote commits to its own machine's key
             return self._other_key()
         return super().read_attestation_key()
@@ -173,6 +176,7 @@ class _GoogleVm(CloudSimulator):
 
         Raises:
             UnsupportedError: On SEV-SNP.
+            UsageError: If `now` minus the collateral's age is not in 1970-01-02 to 9999-12-02.
         """
         found: Collateral = self._hardware.collateral(now)
         return found
@@ -218,7 +222,11 @@ class GcpTdSimulator(_GoogleVm):
         return found
 
     def read_rtmr(self, register: int) -> bytes:
-        """Return the value of a register, 0 to 3: 48 bytes."""
+        """Return the value of a register, 0 to 3: 48 bytes.
+
+        Raises:
+            UsageError: If `register` is not 0 to 3.
+        """
         found: bytes = self._guest.read_rtmr(register)
         return found
 
@@ -226,6 +234,9 @@ class GcpTdSimulator(_GoogleVm):
         """Extend RTMR2 or RTMR3, `register` 2 or 3, by a digest of 48 bytes.
 
         Nothing is logged, and no PCR is extended.
+
+        Raises:
+            UsageError: If the register is not 2 or 3, or the digest not 48 bytes.
         """
         self._guest.extend_rtmr(register, digest)
 

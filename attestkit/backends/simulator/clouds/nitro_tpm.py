@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class NitroGuest(VtpmGuest):
-    """A simulated EC2 instance with a NitroTPM, for whose documents it has a CA of AWS Nitro."""
+    """A simulated EC2 instance with a NitroTPM, whose documents a simulated CA of AWS certifies."""
 
     @cached_property
     def _nitro_ca(self) -> NitroCa:

@@ -28,7 +28,7 @@ class TpmSimulator(CloudSimulator):
         with client.primary_key(ENDORSEMENT, ECC_AK) as key:
             client.evict_control(key.handle, DEFAULT_HANDLE)
             self.attestation_key: bytes = key.public.spki
-            """The key (DER SubjectPublicKeyInfo) for the `trusted_aks` of a policy."""
+            """The attestation key (DER SubjectPublicKeyInfo), for the `trusted_aks` of a policy."""
         client.close()
         self.ak_certificate: bytes = self._certify(self.attestation_key)
         """Certificate (DER) of `attestation_key`, which the TPM does not contain."""

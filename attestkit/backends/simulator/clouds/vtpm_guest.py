@@ -54,6 +54,9 @@ class SimulatedVtpm:
         process: The process of swtpm; None for the model.
         tpm: The TPM, which executes commands.
         paths: The kernel's paths, of which the logs are in a temporary folder.
+
+    Raises:
+        BackendUnavailableError: If `kind` is "swtpm", which is not installed.
     """
 
     def __init__(

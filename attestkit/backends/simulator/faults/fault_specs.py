@@ -190,8 +190,8 @@ class Fault(NamedTuple):
             operations: Operations that may fail with an errno.
 
         Raises:
-            UsageError: If the fault is unknown (the text suggests similar names), or its delay is
-                above 60 s.
+            UsageError: If the fault is unknown or malformed (the text suggests similar names), or
+                its delay is above 60 s.
         """
         match = _FAULT.fullmatch(text.strip())
         if match is None:
@@ -209,7 +209,7 @@ class Fault(NamedTuple):
             raise _unknown_fault(text, named, operations)
         seconds = float(match["seconds"] or 0) / (1000 if match["unit"] == "ms" else 1)
         if seconds > _MAX_SECONDS:
-            problem = f"fault {shown(text.strip())}: must be at most {_MAX_SECONDS:g}s"
+            problem = f"fault {shown(text.strip())}: the delay must be at most {_MAX_SECONDS:g}s"
             raise UsageError(problem, reason="out_of_range")
         return cls(match["name"], kind.operation, kind.number, seconds, times, skip)
 
@@ -221,9 +221,9 @@ class Fault(NamedTuple):
 
 
 def named_faults(names: Collection[str] = tuple(NAMED)) -> tuple[str, ...]:
-    """Return help, a list of lines: one for each named fault in `names`, three for the others.
+    """Return lines of help: one for each fault in `names`, then three on OPERATION=ERRNO.
 
-    The others are system calls that fail, OPERATION=ERRNO.
+    `names` are keys of `NAMED`; OPERATION=ERRNO is a system call that fails.
     """
     chosen = {name: NAMED[name] for name in names}
     width = max(
@@ -286,7 +286,8 @@ class Faults:
                 None: no faults.
 
         Raises:
-            UsageError: If a fault is unknown, or the argument is a mapping or not iterable.
+            UsageError: If a fault is unknown or malformed, an item is neither text nor a Fault, or
+                the argument is a mapping, not iterable, or a `Faults` of another class.
         """
         if isinstance(faults, cls):
             return faults
@@ -320,6 +321,9 @@ class Faults:
 
         Args:
             validate: A method, held by a weak reference.
+
+        Raises:
+            UsageError: If the validator raises it for a fault that is armed already.
         """
         for fault in self.armed():
             validate(fault)
@@ -349,7 +353,7 @@ class Faults:
             self._queues = {}
 
     def armed(self) -> tuple[Fault, ...]:
-        """Return the faults that are still to be injected."""
+        """Return the faults that are still to be injected; `times` and `skip` are what remains."""
         with self._lock:
             return tuple(fault for queue in self._queues.values() for fault in queue)
 
@@ -377,12 +381,15 @@ class Faults:
             return fault
 
     def effect(self, operation: str) -> str:
-        """Return the name of the fault to inject into this `operation`, or an empty string."""
+        """Return the name of the fault to inject into this `operation`, or an empty string.
+
+        Like `strike`, it counts the operation.
+        """
         fault = self.strike(operation)
         return fault.name if fault else ""
 
     def check(self, operation: str) -> None:
-        """Raise the OSError of the fault to inject into this `operation`, if any."""
+        """Raise the OSError of the fault to inject into this `operation`, if any; count it."""
         if fault := self.strike(operation):
             raise OSError(fault.number, os.strerror(fault.number))
 

@@ -70,13 +70,16 @@ class FaultInjector:
     _torn: Fault | None = field(default=None, init=False)  # for the next append to the log
 
     def check(self, fault: Fault) -> None:
-        """Raise UsageError unless the fault applies to the simulated platform."""
+        """Raise UsageError unless the fault applies to the simulated platform.
+
+        The fault torn_journal also needs a runtime log on disk.
+        """
         names, operations = fault_names(self.platform), _OPERATIONS.get(self.platform, ())
         if fault.name not in names and fault.operation not in operations:
             raise UsageError(
-                f"fault {fault.name}: needs an emulated kernel (attestkit mount); here, use "
-                f"{', '.join(names)}, or OPERATION=ERRNO with an operation of "
-                f"{', '.join(operations)}",
+                f"fault {fault.name}: does not apply to {self.platform} here; use "
+                f"{', '.join(names)}, OPERATION=ERRNO with an operation of the list "
+                f"[{', '.join(operations)}], another platform, or attestkit mount",
                 reason="not_applicable",
             )
         if fault.name == "torn_journal" and not self.has_log:
@@ -168,7 +171,7 @@ class FaultInjector:
     # -- registers -----------------------------------------------------------------------------
 
     def read(self, register: int) -> None:
-        """Raise the BackendError of an armed fault of reading RTMR `register`, 0 to 3, if any."""
+        """Raise the BackendError of a fault of reading RTMR `register`, 0 to 3, if one is armed."""
         if self.faults.any:
             self._access_register(register, "read")
 
@@ -194,7 +197,14 @@ class FaultInjector:
             raise failed(_prefix(fault), text, "io_error")
 
     def extend_for_log(self, extend: Callable[[], None]) -> None:
-        """Extend RTMR3 for an event; the fault torn_journal then truncates its line in the log."""
+        """Extend RTMR3 for an event; the fault torn_journal then truncates its line in the log.
+
+        Args:
+            extend: Extends it.
+
+        Raises:
+            BackendError: As for `extend`.
+        """
         self.extend(3, extend)
         if self.faults.any:
             self._torn = self.faults.strike("tear")
@@ -236,13 +246,16 @@ class TearingFolder(OsFolder):
 
 
 def fault_names(platform: str | None = None) -> tuple[str, ...]:
-    """Return the names of the faults that apply to a platform, such as "tdx"; None: to any."""
+    """Return the names of the faults that apply to a platform, such as "tdx"; None: to any.
+
+    They are in the order of `NAMED`, without OPERATION=ERRNO; none for an unknown platform.
+    """
     subjects = {one for name in _SUBJECTS if platform in (None, name) for one in _SUBJECTS[name]}
     return tuple([name for name, fault in NAMED.items() if fault.subject in subjects])
 
 
 def simulator_faults(platform: str | None = None) -> tuple[str, ...]:
-    """Return lines of help on the faults of a simulated platform; None: on all faults."""
+    """Return lines of help on the faults of a platform, such as "tdx"; None: of any platform."""
     return named_faults(fault_names(platform))
 
 

@@ -20,7 +20,10 @@ _LIFETIME: Final = 3600  # seconds
 
 
 def boot_output(devices: Sequence[DeviceEvidence]) -> bytes:
-    """Return the output of `nvattest attest` over evidence: JSON with unsigned tokens."""
+    """Return the output of `nvattest attest` over evidence: JSON with unsigned tokens.
+
+    It accepts all `devices`, at least one, without verifying them. The nonce is the first one's.
+    """
     claims = [_claims(device) for device in devices]
     names = _names(devices)
     nonce = Report.parse(devices[0].report).nonce.hex()

@@ -72,7 +72,7 @@ class GpuFault(NamedTuple):
 
 
 def set_field(kind: int, value: bytes | None, content: ReportContent) -> ReportContent:
-    """Return `content` with the opaque field of the type `kind` set; removed if `value` is None."""
+    """Return `content` with another `value` of its opaque field `kind`; None removes the field."""
     return content.with_field(kind, value)
 
 
@@ -92,34 +92,34 @@ def measurement_without_nvdec(content: ReportContent) -> ReportContent:
 
 
 def set_request_code(code: int, content: ReportContent) -> ReportContent:
-    """Set the SPDM code of the request."""
+    """Set the SPDM code of the request (in real reports 0xE0, GET_MEASUREMENTS)."""
     return content._replace(request_code=code)
 
 
 def set_response_code(code: int, content: ReportContent) -> ReportContent:
-    """Set the SPDM code of the response."""
+    """Set the SPDM code of the response (in real reports 0x60, MEASUREMENTS)."""
     return content._replace(response_code=code)
 
 
 def make_raw(content: ReportContent) -> ReportContent:
-    """Mark the measurements as raw values."""
+    """Mark all measurements as raw values instead of digests; the values stay."""
     return content._replace(block_type=0x81)
 
 
 def other_nonce(content: ReportContent) -> ReportContent:
-    """Flip a bit of the nonce."""
+    """Flip the lowest bit of the first byte of the verifier's nonce."""
     return content._replace(nonce=bytes([content.nonce[0] ^ 1]) + content.nonce[1:])
 
 
 def exchange_blocks(content: ReportContent) -> ReportContent:
-    """Exchange the indexes of the first two blocks."""
+    """Exchange the indexes of the first two measurement blocks: 2, 1, 3, ...."""
     indexes = list(range(1, len(content.measurements) + 1))
     indexes[:2] = 2, 1
     return content._replace(indexes=tuple(indexes))
 
 
 def cut_blocks(content: ReportContent) -> ReportContent:
-    """Leave out all but 41 measurements."""
+    """Keep only the first 41 measurements."""
     return content._replace(measurements=content.measurements[:41])
 
 
@@ -147,7 +147,7 @@ def activate(index: int, rim: RimContent) -> RimContent:
 
 
 def other_version(rim: RimContent) -> RimContent:
-    """Change the last digit of the version."""
+    """Replace the last character of the version by 9."""
     return rim._replace(version=f"{rim.version[:-1]}9")
 
 
@@ -157,7 +157,7 @@ def other_product(rim: RimContent) -> RimContent:
 
 
 def add_alternatives(rim: RimContent) -> RimContent:
-    """Give each active index another hash before the right one."""
+    """Give each active measurement a wrong hash, as an alternative before the right one."""
     resources = [
         one._replace(hashes=(b"\xee" * 48, *one.hashes)) if one.active else one
         for one in rim.resources
@@ -166,7 +166,7 @@ def add_alternatives(rim: RimContent) -> RimContent:
 
 
 def shorten_hash(rim: RimContent) -> RimContent:
-    """Leave out the last byte of the hash of measurement 25."""
+    """Leave out the last byte of the first hash of measurement 25, which becomes its only one."""
     short = rim.resources[25].hashes[0][:47]
     return rim.with_resource(25, RimResource(active=True, hashes=(short,)))
 

@@ -16,10 +16,11 @@ _NO_FAULT: Final = GpuFault(None, "")
 
 
 class GpuConfig(msgspec.Struct, frozen=True):
-    """The GPUs and NVSwitches of a simulated machine, and their fault.
+    """The GPUs and NVSwitches of a simulated machine, and their fault; all fields are optional.
 
     Raises:
-        UsageError: If a value is out of range, or values contradict each other.
+        UsageError: If a value is out of range, the fault is unknown, or values contradict each
+            other.
     """
 
     count: int | None = None  # GPUs, 1 to 16; None: as many as the fault needs
@@ -73,7 +74,7 @@ class GpuConfig(msgspec.Struct, frozen=True):
 
     @property
     def is_protected(self) -> bool:
-        """Whether the machine is in protected-PCIe mode, with switches."""
+        """Whether the machine is in protected-PCIe mode, with 4 switches."""
         if self.protected_pcie is not None:
             return self.protected_pcie
         return self.chosen_architecture == "HOPPER" and self.chosen_count == PROTECTED_GPUS
@@ -82,6 +83,6 @@ class GpuConfig(msgspec.Struct, frozen=True):
         """Return the configuration with a fault, a key of `GPU_FAULTS` such as "nonce-other".
 
         Raises:
-            UsageError: If the fault is unknown.
+            UsageError: If the fault is unknown, or needs other GPUs.
         """
         return msgspec.structs.replace(self, fault=fault)

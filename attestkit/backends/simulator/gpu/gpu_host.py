@@ -55,7 +55,7 @@ class GpuHost:
     def gpu_endorsements(
         self, now: float | None = None, *, nonce: bytes | None = None
     ) -> "GpuEndorsements":
-        """Return RIMs and OCSP answers at a Unix time.
+        """Return the endorsements of the GPUs and switches at a Unix time: RIMs and OCSP answers.
 
         Args:
             now: The time; None: at present.
@@ -149,7 +149,10 @@ class SimulatedGpuServices:
         self._gpus, self._now = gpus, now
 
     def get(self, path: str) -> ServiceResponse | None:
-        """Return the response to a GET of `path`, such as "/v1/rim/ids"; None without a route."""
+        """Return the response to a GET of `path`, such as "/v1/rim/ids"; None without a route.
+
+        For an unknown RIM it is a response of status 404.
+        """
         if path.startswith(_RIM):
             return self._rim(path.removeprefix(_RIM))
         if path == _JWKS:
@@ -159,7 +162,8 @@ class SimulatedGpuServices:
     def post(self, path: str, body: bytes) -> ServiceResponse | None:
         """Return the response to a POST of `body` to `path`; None without a route.
 
-        The body is an OCSP request (DER) or a request to NRAS (JSON).
+        The body is an OCSP request (DER) or a request to NRAS (JSON). If it is malformed, the
+        response is an OCSP error of status 200, or of NRAS one of status 400.
         """
         if path.rstrip("/") == _OCSP:
             status = self._gpus.ocsp.respond(body, self._moment())

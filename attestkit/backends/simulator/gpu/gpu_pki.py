@@ -144,12 +144,12 @@ class GpuPki:
         return self._issue(f"brom/{label}", common_name, self.provisioner(model), serial)
 
     def rim_ca(self, model: DeviceModel) -> CloudRoot:
-        """Return the CA of the RIMs of a product."""
+        """Return the CA of the RIMs of a model's product, issued by the RIM root."""
         common_name = f"Simulated Reference Value {model.product} CA"
         return self._issue(f"rim-ca/{model.product}", common_name, self.rim_root)
 
     def rim_l3(self, model: DeviceModel) -> CloudRoot:
-        """Return the CA that issues the certificate of the RIM signer."""
+        """Return the CA below `rim_ca`, which issues the certificate of a product's RIM signer."""
         common_name = f"Simulated Reference Value L3 {model.product} 001"
         return self._issue(f"rim-l3/{model.product}", common_name, self.rim_ca(model))
 
@@ -292,7 +292,10 @@ class SimulatedOcsp:
         self._served = {read_path_certificate(served.der).serial: served for served in certificates}
 
     def respond(self, request: bytes, now: datetime) -> bytes:
-        """Return the answer (DER) to a request (DER) at the time `now`, with its nonce, if any."""
+        """Return the answer (DER) to a request (DER) at the time `now`, with its nonce, if any.
+
+        For a malformed request, or one about another certificate, it is an OCSP error.
+        """
         try:
             asked = read_ocsp_request(request)
         except FormatError:

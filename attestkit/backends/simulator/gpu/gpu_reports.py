@@ -140,7 +140,10 @@ class ReportContent(NamedTuple):
         return self._replace(measurements=tuple(measurements))
 
     def with_field(self, kind: int, value: bytes | None) -> "ReportContent":
-        """Return the content with another value of the opaque field `kind`; None removes it."""
+        """Return the content with another value of the opaque field `kind`; None removes it.
+
+        Without such a field the content is unchanged.
+        """
         opaque = [(one, old if one != kind else value) for one, old in self.opaque]
         return self._replace(opaque=tuple([(one, new) for one, new in opaque if new is not None]))
 
@@ -182,11 +185,11 @@ class ReportContent(NamedTuple):
 
 
 def encode_text(text: str, size: int | None = None) -> bytes:
-    """Return ASCII text, followed by NULs up to `size` bytes; None: by one NUL."""
+    """Return text in ASCII, NUL-padded to `size` bytes; None: with one NUL at the end."""
     return text.encode("ascii").ljust(size or len(text) + 1, b"\0")
 
 
 def encode_vbios_version(version: str) -> bytes:
-    """Return the 8 bytes of a GPU's VBIOS version, such as `96.00.9F.00.01`."""
+    """Return the 8 bytes of `version`, a GPU's VBIOS version in hex, such as `96.00.9F.00.01`."""
     parts = bytes.fromhex(version.replace(".", ""))
     return parts[3::-1] + parts[4:] + bytes(3)

@@ -149,7 +149,10 @@ def _certificate_claims(prefix: str, rims: tuple[str, ...], version: str) -> dic
 
 
 def error_claims(error: AttestKitError) -> dict[str, Any]:
-    """Return NRAS's claims about a device whose evidence is not valid: code and text of `error`."""
+    """Return NRAS's claims about a device whose evidence is not valid.
+
+    They have NRAS's code and text for the reason of `error`, or those of other reasons (4015).
+    """
     code, message, description = _CODES.get(error.reason, _OTHER)
     details = {
         "code": code,

@@ -54,7 +54,7 @@ class RimContent(NamedTuple):
     edition: str = "GPU"
 
     def with_resource(self, index: int, resource: RimResource) -> "RimContent":
-        """Return the content with `resource` as the golden measurement of `index`."""
+        """Return the content with `resource` as the golden measurement of an existing `index`."""
         resources = list(self.resources)
         resources[index] = resource
         return self._replace(resources=tuple(resources))

@@ -82,7 +82,7 @@ class SimulatedDevice:
 
     @property
     def telemetry(self) -> GpuTelemetry:
-        """The values of an idle device; a switch has no memory."""
+        """The telemetry of an idle device: memory, temperature, power; a switch has no memory."""
         total = _MEMORY.get(self.model.architecture, 0)
         return GpuTelemetry(
             self.position,
@@ -95,7 +95,7 @@ class SimulatedDevice:
         )
 
     def content(self, nonce: bytes) -> gpu_reports.ReportContent:
-        """Return the content of a report over a nonce of 32 bytes."""
+        """Return the content of a report over a nonce of 32 bytes: the same for equal nonces."""
         secret = self._derive(f"responder-nonce/{self.device.pdi.hex()}", 32)
         return gpu_reports.ReportContent(
             nonce,
@@ -106,7 +106,7 @@ class SimulatedDevice:
         )
 
     def report(self, nonce: bytes) -> bytes:
-        """Return a signed report over a nonce of 32 bytes."""
+        """Return a signed report over a nonce of 32 bytes, without faults."""
         return self.content(nonce).sign(self.device.key)
 
     @cached_property

@@ -97,7 +97,11 @@ class SimulatedGpus:
         return GpuEvidence(tuple(found))
 
     def report(self, device: SimulatedDevice, nonce: bytes) -> bytes:
-        """Return a report of a device over a nonce of 32 bytes, altered by the configured fault."""
+        """Return a report of a device over a nonce of 32 bytes, altered by the configured fault.
+
+        Raises:
+            UsageError: If the nonce is not 32 bytes.
+        """
         check_bytes("nonce", nonce, 32)
         content, first, fault = device.content(nonce), device is self.devices[0], self._fault
         if fault.machine == "nonces-mixed" and device is self.devices[-1]:
@@ -117,7 +121,7 @@ class SimulatedGpus:
         return chain
 
     def chain_pem(self, device: SimulatedDevice) -> bytes:
-        """Return the certificates of a device as the driver returns them, in PEM."""
+        """Return the certificates of `chain` as the driver returns them: PEM, maybe NUL-padded."""
         padding = self._fault.padding if device is self.devices[0] else 0
         return encode_chain(self.chain(device)) + bytes(padding)
 
@@ -141,7 +145,7 @@ class SimulatedGpus:
 
     @cached_property
     def rims(self) -> Mapping[str, bytes]:
-        """The signed RIMs (XML) of all models by identifier."""
+        """The signed RIMs (XML) of the devices' models, by `driver_rim_id` and `vbios_rim_id`."""
         models = {device.model for device in self.devices}
         found: dict[str, bytes] = {}
         for model in sorted(models):

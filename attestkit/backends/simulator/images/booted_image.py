@@ -41,7 +41,8 @@ def boot_image(source: image_documents.BootSource, vm_config: str | None) -> Ima
             machine, or that of the files.
 
     Raises:
-        UsageError: If the image cannot be opened, or files and machine do not fit.
+        UsageError: If `source` is of another type or cannot be opened, `vm_config` is invalid, or
+            files and machine do not fit.
         FormatError: If the image, or one of its files, is malformed or altered.
     """
     if isinstance(source, image_documents.BootFiles):
@@ -76,7 +77,8 @@ def boot_snp_image(source: image_documents.BootSource, vm_config: str | None) ->
         vm_config: VM configuration, JSON, whose `sev_snp_measurement` has the CPUs. None: one CPU.
 
     Raises:
-        UsageError: If the image cannot be opened.
+        UsageError: If `source` is of another type or cannot be opened, `vm_config` is invalid, or
+            the firmware has no page for kernel hashes.
         FormatError: If the image, or one of its files, is malformed or altered.
     """
     launch = _snp_launch(vm_config)
@@ -95,7 +97,7 @@ def boot_snp_image(source: image_documents.BootSource, vm_config: str | None) ->
 
 
 def machine_fields(shape: MachineShape) -> dict[str, object]:
-    """Return the members of a VM configuration (JSON) that describe a machine."""
+    """Return the members, by name, of a VM configuration (JSON) that describe a machine."""
     other = [
         name
         for name in _STATED_IF_OTHER

@@ -37,7 +37,7 @@ class BootFiles:
         kernel: Linux kernel.
         initrd: Initrd; None: no initrd.
         cmdline: Command line of the kernel.
-        shape: The machine of a TD.
+        shape: The machine of a TD; an SEV-SNP guest ignores it.
         acpi: Its ACPI tables. None: those that ship with attestkit; for machines without them, the
             digests in the log are those of literal strings.
         smbios: The SMBIOS table of QEMU. None: an empty one.

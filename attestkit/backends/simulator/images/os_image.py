@@ -66,7 +66,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
 
     measurement_version: Literal[3, 4] = 4  # of the measurement document
     kernel_header_normalized: bool = True  # only in documents of version 4
-    memory_size: int = MEMORY_SIZE  # bytes; any from 16 MiB
+    memory_size: int = MEMORY_SIZE  # bytes, from 16 MiB to below 4 PiB
     # Values of the app info in a certificate of the image's guest agent (GetTlsKey); None: a map.
     app_info_array: Literal[8, 9] | None = None
 
@@ -76,7 +76,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
         memory: object = self.memory_size
         array: object = self.app_info_array
         if array not in (None, 8, 9):
-            text = f"app_info_array: must be 8 or 9 values, not {array!r}"
+            text = f"app_info_array: must be 8, 9 or None, not {array!r}"
             raise UsageError(text, reason="wrong_value")
         if version not in (3, 4):
             text = f"measurement_version: must be 3 or 4, not {version!r}"
@@ -85,7 +85,7 @@ class ImageConfig(msgspec.Struct, frozen=True):
             text = f"kernel_header_normalized: must be a bool, not {normalized!r}"
             raise UsageError(text, reason="wrong_type")
         if not isinstance(memory, int) or not 1 << 24 <= memory < 1 << 52:
-            text = f"memory_size: must be an integer from 2**24 to 2**52 - 1, not {memory!r}"
+            text = f"memory_size: must be 2**24 to 2**52 - 1 bytes, an integer, not {memory!r}"
             raise UsageError(text, reason="out_of_range")
 
 
@@ -189,7 +189,7 @@ class SnpImage(NamedTuple):
     """Measurements of the image of an SEV-SNP guest."""
 
     measurement: bytes  # 48 bytes, SHA-384
-    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums
+    os_image_hash: bytes  # 32 bytes: SHA-256 of the list of checksums; empty without a list
     sev_snp_measurement: str  # JSON, for the VM configuration; empty without a document
     vcpus: int = 1
 

@@ -93,8 +93,8 @@ def issue_ca(
 ) -> CloudRoot:
     """Return the CA `subject`, certified by `issuer`.
 
-    The serial number is derived from `label`; `fields` replace defaults of its certificate:
-    arguments of `issue_cloud_authority`.
+    The serial number is derived from `label`. `fields` are arguments of `issue_cloud_authority`,
+    which replace the defaults: that serial number, `VALIDITY`, no path length.
     """
     serial = serial_number(derive, label)
     fields = {"serial": serial, "validity": VALIDITY, "path_length": None, **fields}
@@ -340,9 +340,10 @@ def derive_kms_bytes(seed: bytes, label: str, size: int) -> bytes:
 
 
 def make_scalar(stream: Callable[[str, int], bytes], label: str) -> bytes:
-    """Return a scalar, 32 bytes, in 1..n-1 of the curve that begins `label`: p256/ or k256/.
+    """Return a scalar, 32 bytes, in 1..n-1 of the curve with which `label` begins: p256/ or k256/.
 
-    It has negligible bias. `stream` returns the secret bytes, 48 are used, for a label and a size.
+    It has negligible bias. `stream` returns secret bytes for a label and a size, here 48; they are
+    overwritten with zeros afterwards.
     """
     order = _ORDERS[label.partition("/")[0]]
     material = stream(label, 48)

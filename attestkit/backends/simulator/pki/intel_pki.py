@@ -101,7 +101,7 @@ class SimulatedPki:
         return p256_key(self.derive, label)
 
     def resolve(self, key: P256Key | str | None, default: P256Key) -> P256Key:
-        """Return a configured key: `key` itself, or that of the label `key`; None: `default`."""
+        """Return `key` itself or, if it is text, the key of that label; None: `default`."""
         return self.key(key) if isinstance(key, str) else configs.value_or(key, default)
 
     def serial(self, label: str) -> int:
@@ -146,8 +146,8 @@ class SimulatedPki:
             config: Content of the collateral; None: that for an up-to-date platform.
 
         Raises:
-            UsageError: If `now` is not in 1970-01-02 to 9999-12-02, or a `next_update` of `config`
-                is not in 1950 to 9999.
+            UsageError: If `now`, less the age in `config`, is not in 1970-01-02 to 9999-12-02, or
+                a `next_update` of `config` is not in 1950 to 9999.
         """
         config = config or configs.CollateralConfig()
         issue, next_update = collateral_window(now - config.age.total_seconds())
@@ -199,7 +199,8 @@ class SimulatedPki:
 class SimulatedPlatform:
     """A simulated Intel platform: its PCK certificate, attestation key and identifiers.
 
-    `ppid`, `qe_id` and `instance_id` are 16 bytes each; `pck_chain` is PEM: leaf, CA, root.
+    `SimulatedPki.platform` creates it. `ppid`, `qe_id` and `instance_id` are 16 bytes each;
+    `pck_chain` is PEM: leaf, CA, root.
     """
 
     def __init__(self, pki: SimulatedPki, platform_id: str) -> None:
@@ -242,11 +243,13 @@ def collateral_window(now: float) -> tuple[int, int]:
     verifier's clock may be one day slow or four weeks fast.
 
     Raises:
-        UsageError: If `now` is outside the range of certificates.
+        UsageError: If `now` is not in 1970-01-02 to 9999-12-02.
     """
     day = math.floor(now / _DAY) - 1 if math.isfinite(now) else -1
     if not 0 <= day <= _LAST_DAY - 30:
-        raise UsageError(f"time: must be 1970-01-02 to 9999-12-02: {now!r}", reason="out_of_range")
+        raise UsageError(
+            f"time: must be 1970-01-02 to 9999-12-02, not {now!r}", reason="out_of_range"
+        )
     return day * _DAY, (day + 30) * _DAY
 
 
@@ -262,7 +265,9 @@ def _next_update(end: int | timedelta | None, issue: int, default: int) -> int:
         return configs.value_or(end, default)
     moment = issue + int(end.total_seconds())
     if not _EARLIEST <= moment < (_LAST_DAY + 1) * _DAY:
-        raise UsageError(f"next_update: must end in 1950 to 9999: {end}", reason="out_of_range")
+        raise UsageError(
+            f"next_update: must be in 1950 to 9999, not {end} after issue", reason="out_of_range"
+        )
     return moment
 
 

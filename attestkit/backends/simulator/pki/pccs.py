@@ -30,7 +30,7 @@ class ServedPlatform(NamedTuple):
     """A platform whose PCK certificate the PCCS serves."""
 
     qe_id: bytes  # 16 bytes, the key of a request
-    pck_der: bytes
+    pck_der: bytes  # PCK certificate in DER
 
 
 _BAD_REQUEST: Final = content_response(_TEXT, b"Invalid request parameters.", 400)
@@ -80,6 +80,8 @@ class SimulatedPccs:
 
     def respond(self, path: str, query: str) -> ServiceResponse:
         """Return the response to a GET request.
+
+        Its status is 404 for an unknown path, platform or FMSPC, and 400 for an invalid query.
 
         Args:
             path: Path of the request target as received: percent-encoded, without the query.

@@ -134,11 +134,14 @@ class QuotingEnclave:
             version: 4 or 5.
 
         Raises:
-            UsageError: If version and size of the body do not match.
+            UsageError: If the version is not 4 or 5, or the body has no size of that version.
         """
         head = self._quote_heads.get((version, len(body)))
         if head is None:
-            text = f"body: must be 584 bytes (648 in version 5), not {len(body)} in {version}"
+            text = (
+                "version, body: must be 4 with 584 bytes, or 5 with 584 or 648, "
+                f"not {version} with {len(body)}"
+            )
             raise UsageError(text, reason="wrong_size" if version in (4, 5) else "wrong_value")
         quote = self._signer.sign(head + body)
         return _apply_alterations(self._config, quote, len(head)) if self._alter else quote
@@ -285,7 +288,7 @@ class SimulatedEnclave(NamedTuple):
                 self.report_data,
             )
         except struct.error as error:
-            text = "isv_prod_id, isv_svn, misc_select: must fit in 16, 16 and 32 bits"
+            text = "isv_prod_id, isv_svn, misc_select: must be unsigned integers of 16/16/32 bits"
             raise UsageError(text, reason="out_of_range") from error
 
 

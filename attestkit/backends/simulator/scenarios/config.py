@@ -104,7 +104,9 @@ def _check_validity(config: "PkiConfig | SnpConfig", own_end: str, last: datetim
             message = f"{name}: must be a datetime with a time zone, not {ascii(moment)[:80]}"
             raise UsageError(message, reason="wrong_type")
         if not _FIRST <= moment <= last:
-            raise UsageError(f"{name}: not in 1950 to {last.year}: {moment}", reason="out_of_range")
+            raise UsageError(
+                f"{name}: must be in 1950 to {last.year}, not {moment}", reason="out_of_range"
+            )
         if moment < config.not_before:
             raise UsageError(f"{name}: must not be before not_before", reason="conflict")
 
@@ -124,7 +126,8 @@ class PkiConfig(msgspec.Struct, frozen=True):
     The root certificate depends only on the seed, the CRL base URL and the validity.
 
     Raises:
-        UsageError: If a value has the wrong size, or is out of range.
+        UsageError: If a value has the wrong type or size, or is out of range, or a validity ends
+            before it begins.
     """
 
     # Part of the certificates, not the address of a service.
@@ -173,7 +176,7 @@ class TcbInfoConfig(msgspec.Struct, frozen=True):
     """Content of the TCB info; a field that is None follows the PKI's configuration or the clock.
 
     Raises:
-        UsageError: If a time is not an integer, or outside 1950 to 9999.
+        UsageError: If a time has another type than stated, or is outside 1950 to 9999.
     """
 
     id: str = "TDX"
@@ -207,7 +210,7 @@ class QeIdentityConfig(msgspec.Struct, frozen=True):
     """Content of the QE identity; a field that is None follows the PkiConfig or the clock.
 
     Raises:
-        UsageError: If a time is not an integer, or outside 1950 to 9999.
+        UsageError: If a time has another type than stated, or is outside 1950 to 9999.
     """
 
     id: str = "TD_QE"
@@ -232,7 +235,8 @@ class CrlConfig(msgspec.Struct, frozen=True):
     """Content of a CRL; a field that is None follows the clock, or is the usual one.
 
     Raises:
-        UsageError: If a number is invalid in X.509, or a time outside 1950 to 9999.
+        UsageError: If a value has the wrong type, a number is invalid in X.509, or a time is
+            outside 1950 to 9999.
     """
 
     # Serial numbers, positive with at most 20 octets, or labels of certificates of the PKI.
@@ -274,7 +278,7 @@ class QuoteConfig(msgspec.Struct, frozen=True):
     """Content of quotes and QE report; a field that is None follows the PKI or the platform.
 
     Raises:
-        UsageError: If a value has the wrong size, or is out of range.
+        UsageError: If a value has the wrong type or size, or is out of range.
     """
 
     # Header.
@@ -319,10 +323,11 @@ class QuoteConfig(msgspec.Struct, frozen=True):
 
 
 class SnpConfig(msgspec.Struct, frozen=True):
-    """Content of an SEV-SNP guest's report, and of the VCEK certificate.
+    """Content of an SEV-SNP guest's report, and of the certificate of the key that signs it.
 
     Raises:
-        UsageError: If a value has the wrong size, or is out of range.
+        UsageError: If a value is unknown, has the wrong type or size, or is out of range, or a
+            validity ends before it begins.
     """
 
     product: SnpProduct = "Genoa"
@@ -352,7 +357,7 @@ class CloudConfig(msgspec.Struct, frozen=True):
     """Properties of a guest behind a vTPM; those that its platform does not have are ignored.
 
     Raises:
-        UsageError: If a value is out of range.
+        UsageError: If a value is unknown or out of range.
     """
 
     # Azure: the paravisor's claims and report.
@@ -393,7 +398,7 @@ class Scenario(msgspec.Struct, frozen=True):
     collateral: CollateralConfig = CollateralConfig()
     quote: QuoteConfig = QuoteConfig()
     platform_id: str = "0"
-    # Overridden fields of `quoting.TdBody`, except registers and report data.
+    # Overridden fields of `quoting_enclave.TdBody`, except registers and report data.
     body: tuple[tuple[str, bytes], ...] = ()
     quote_version: int | None = None  # 4 or 5; None: chosen by the caller, by default 4
     td10: bool = False  # quotes of version 5 also have a TD 1.0 body

@@ -156,23 +156,31 @@ SCENARIOS: Final[Cases] = {**TEES, **CLOUDS}
 
 
 def gpu_scenarios() -> Cases:
-    """Return the scenarios with a fault of GPUs; the outcome is of a verifier of CPU and GPUs."""
+    """Return the scenarios with a fault of GPUs, by name, such as "gpu-nonce-other".
+
+    The outcome is that of a verifier of CPU and GPUs.
+    """
     # Lazy and by name: it is slow to import, and imports this package.
     module = import_module(f"{__name__.rsplit('.', 2)[0]}.gpu.gpu_faults")
     return cast("Cases", module.GPU_SCENARIOS)
 
 
 def describe_scenarios() -> tuple[str, ...]:
-    """Return one line of help for each scenario."""
+    """Return one line of help for each scenario, those with a fault of GPUs last."""
     return (*describe_cases(SCENARIOS), *describe_cases(gpu_scenarios()))
 
 
 def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
-    """Return the scenario of an argument: a name, a Scenario, or None for an up-to-date guest.
+    """Return the scenario that an argument names, or that it is.
+
+    Args:
+        chosen: A name, a Scenario, or None for an up-to-date guest.
+        platform: Platform of the guest, one of `PLATFORMS`. None: that of the scenario; "tdx" for
+            None and for scenarios with a fault of GPUs, which are for any platform.
 
     Raises:
-        UsageError: If `chosen` is none of these, the name is unknown, or the scenario is not for
-            `platform`: one of `PLATFORMS`, or None for any.
+        UsageError: If an argument has the wrong type, a name is unknown, or the scenario is for
+            another platform.
     """
     if platform is not None and not isinstance(platform, str):
         raise UsageError(f"platform: must be a str, not {platform!r}", reason="wrong_type")
@@ -198,8 +206,10 @@ def _on_platform(chosen: Scenario, platform: str | None) -> Scenario:
 def scenario(name: str) -> Scenario:
     """Return the scenario `name`, such as "tcb-OutOfDate" or, with a GPU fault, "gpu-nonce-other".
 
+    After "gpu-" any fault is accepted here; the simulator raises UsageError for an unknown one.
+
     Raises:
-        UsageError: If the name is unknown; the text suggests similar names.
+        UsageError: If another name is unknown; the text suggests similar names.
     """
     if name.startswith(GPU_PREFIX):  # the simulator checks the rest when it attaches the GPUs
         return Scenario(gpu_fault=name.removeprefix(GPU_PREFIX))

@@ -37,11 +37,12 @@ class InProcessTransport:
 
         Raises:
             UsageError: If the transport is closed.
+            BackendError: If the TPM cannot be reached; a model never raises it.
         """
         del seconds
         with self.lock:
             if self._closed:
-                raise UsageError(f"{self.path}: it is closed", reason="closed")
+                raise UsageError(f"{self.path}: transport is closed; open another", reason="closed")
             return self._tpm.execute(command)
 
     def close(self) -> None:

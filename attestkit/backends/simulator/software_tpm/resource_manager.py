@@ -45,7 +45,7 @@ class TpmDeviceFile:
 
         Raises:
             OSError: E2BIG for more than 4096 bytes; EBUSY if a response is pending; EINVAL if the
-                command is shorter than its header or its size.
+                command is shorter than its header or its size, or the file is closed.
         """
         with self._lock:
             if len(data) > _LARGEST:
@@ -67,8 +67,8 @@ class TpmDeviceFile:
         """Return the response or its next piece, at most `size` bytes; empty if none is pending.
 
         Raises:
-            OSError: If the command failed in the kernel, such as EINVAL for an unknown virtual
-                handle.
+            OSError: If the command failed in the kernel: EINVAL for an unknown virtual handle,
+                ENOMEM for a fourth key or session.
         """
         with self._lock:
             pending, self._pending = self._pending, None

@@ -47,7 +47,7 @@ class SwtpmProcess:
     Args:
         folder: An existing directory; a second process with the same one is the same TPM.
         program: Name or path of swtpm.
-        started: Whether TPM2_Startup is sent.
+        started: Whether swtpm runs TPM2_Startup itself; otherwise the first command must be it.
 
     Raises:
         BackendUnavailableError: If swtpm is not installed, or cannot be started.
@@ -153,6 +153,7 @@ class TpmProxy:
 
         Raises:
             BackendError: If swtpm cannot be reached.
+            UsageError: If swtpm is closed.
         """
         with self._lock:
             code = _u32(command, 6)
@@ -190,8 +191,11 @@ class TpmProxy:
     def provision_pcr(self, pcr: int, digests: dict[str, bytes]) -> None:
         """Extend PCR number `pcr` in each bank of `digests`, at locality 0.
 
+        `digests` has one digest by the name of each bank, such as "sha256".
+
         Raises:
             BackendError: If swtpm refuses it, or cannot be reached.
+            UsageError: If swtpm is closed.
         """
         body = b"".join(HASH_IDS[bank].to_bytes(2, "big") + one for bank, one in digests.items())
         body = len(digests).to_bytes(4, "big") + body
@@ -201,14 +205,15 @@ class TpmProxy:
         """Return the value of PCR number `pcr` in a bank, such as "sha256".
 
         Raises:
-            BackendError: If swtpm cannot be reached, or does not have the PCR.
+            BackendError: If swtpm cannot be reached, or does not have the bank.
+            UsageError: If the hash or the PCR is unknown, or swtpm is closed.
         """
         response = self._send_own(
             NO_SESSIONS, commands.PCR_READ, encode_selections((PcrSelection(bank, (pcr,)),))
         )
         value = response[-hash_size(bank) :]
         if len(response) != 10 + 4 + 10 + 4 + 2 + len(value):
-            message = f"swtpm: returned no value of PCR {pcr} in the bank {bank}"
+            message = f"swtpm: no value of PCR {pcr} in the bank {bank}; use an allocated bank"
             raise BackendError(message, reason="malformed_response")
         return value
 
@@ -232,7 +237,7 @@ class TpmProxy:
             self._sleep(0.01)
             response = self._execute(frame)
         if failure := _u32(response, 6):
-            message = f"swtpm: command 0x{code:03x} failed with 0x{failure:03x}"
+            message = f"swtpm: command 0x{code:03x} failed with response code 0x{failure:03x}"
             raise BackendError(message, reason="tpm_error")
         return response
 

@@ -90,7 +90,9 @@ class AciService:
 
         Raises:
             FormatError: If the report is malformed.
-            ServiceError: If the report is not for this nonce and TLS key, or names no key.
+            ServiceError: If the report is not for this nonce and TLS key, names no key, or with
+                `kms_roots` does not show that a trusted KMS derived the signing key.
+            UsageError: If a key in `kms_roots` is malformed.
         """
         report = read_answer_object(answers[0], _WHAT)
         report.constant("api_version", API_VERSION)

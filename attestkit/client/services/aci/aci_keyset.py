@@ -171,6 +171,7 @@ def check_custody(
         FormatError: If `key_custody` or the app id is missing or malformed.
         ServiceError: If it is for a key that is not in the keyset, or the chain does not lead to a
             trusted root (reason `signature`).
+        UsageError: If `kms_roots` is empty, or a key in it is malformed.
     """
     custody = evidence.object(_CUSTODY)
     if app_id is None or len(app_id) != 20:

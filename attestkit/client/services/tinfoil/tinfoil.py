@@ -84,6 +84,9 @@ class Tinfoil(_SealedToEnclave):
         Args:
             nonce: Nonce of the client, 32 bytes.
             model: Not used.
+
+        Raises:
+            UsageError: If the nonce is not 32 bytes.
         """
         require_size("nonce", nonce, NONCE_SIZE)
         return (Question(f"{_TARGET}?nonce={nonce.hex()}"),)
@@ -104,6 +107,7 @@ class Tinfoil(_SealedToEnclave):
             FormatError: If the document is malformed, or its parts contradict each other.
             ServiceError: If the document is not for this nonce and TLS key, names no key, or its
                 signature is not valid.
+            UsageError: If there is not exactly one answer, or the nonce is not 32 bytes.
         """
         require_size("nonce", nonce, NONCE_SIZE)
         document = tinfoil_documents.read_tinfoil_document(only_answer(answers), nonce)
@@ -156,6 +160,7 @@ class TinfoilBundle(_SealedToEnclave):
             FormatError: If the bundle is malformed, or document and certificate contradict each
                 other.
             ServiceError: If the bundle is not for this domain and TLS key.
+            UsageError: If there is not exactly one answer.
         """
         bundle = read_tinfoil_bundle(only_answer(answers))
         if bundle.domain != self.domain:

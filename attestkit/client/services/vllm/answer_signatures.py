@@ -41,7 +41,10 @@ def signature_question(template: str, answer: AnswerRecord, query: Mapping[str, 
         ServiceError: If the answer has no valid identifier (reason `signature`).
     """
     if _IDENTIFIER.fullmatch(answer.identifier) is None:
-        message = f"{_WHAT}: id must be 1 to 256 characters, not {shown(answer.identifier)}"
+        message = (
+            f"{_WHAT}: id must be 1 to 256 letters, digits or ._:@+-, not "
+            f"{shown(answer.identifier)}"
+        )
         raise ServiceError(message, reason="signature")
     path = template.format(id=quote(answer.identifier, safe=""))
     return Question(f"{path}{'&' if '?' in path else '?'}{urlencode(query)}")

@@ -148,7 +148,7 @@ class VllmProxy(ReportService):
     protocols: ProtocolsByKey = field(default_factory=lambda: PHALAS)
 
     def recognizes(self, host: str) -> bool:
-        """Return whether the host is one of the service's."""
+        """Return whether `host` is the service's `host`; False if that is empty."""
         return bool(host) and host.lower() == self.host
 
     def questions(self, nonce: bytes, model: str | None) -> tuple[Question, ...]:
@@ -159,7 +159,8 @@ class VllmProxy(ReportService):
             model: Name of the AI model; None is an error for a relay.
 
         Raises:
-            UsageError: If a relay gets no model, or the name of the model is not valid.
+            UsageError: If a relay gets no model, or the name of the model or the nonce is not
+                valid.
         """
         query = {"nonce": check_nonce(nonce).hex(), "signing_algo": self.algorithm}
         if self.relay or model is not None:
@@ -184,6 +185,7 @@ class VllmProxy(ReportService):
             FormatError: If the report is malformed.
             ServiceError: If the evidence is not of vllm-proxy, or not for this nonce or the
                 observed TLS key.
+            UsageError: If there is not exactly one answer, or the nonce is not 32 bytes.
         """
         check_nonce(nonce)
         members = read_answer_object(only_answer(answers), _WHAT)
@@ -278,7 +280,7 @@ def check_kind(members: AnswerObject, nonce: bytes) -> None:
     if kind is None:
         return
     vllm_report.check_nonce_echo(members, nonce)
-    message = f"{_WHAT}: type {shown(str(kind))} is not vllm-proxy's; connect to that service"
+    message = f"{_WHAT}: attestation_type {shown(str(kind))}: not of vllm-proxy; use that service"
     raise ServiceError(message, reason="no_attestation")
 
 

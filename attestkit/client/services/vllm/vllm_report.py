@@ -144,7 +144,10 @@ def _quote(members: AnswerObject) -> bytes:
     if not texts:
         for name in _QUOTES:
             members.optional_text(name)
-        raise ServiceError(f"{members.what}: must have a TDX quote", reason="no_attestation")
+        raise ServiceError(
+            f"{members.what}: must have a TDX quote as intel_quote or quote",
+            reason="no_attestation",
+        )
     if len(texts) > 1:
         raise members.error(_QUOTES[0], f"must be the same as {_QUOTES[1]}", "inconsistent")
     quote = strict_json.from_hex(texts.pop().removeprefix("0x"), f"{members.what}: {_QUOTES[0]}")

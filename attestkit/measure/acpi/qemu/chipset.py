@@ -30,9 +30,10 @@ class ChipsetSetup(NamedTuple):
     """Registers that the firmware programs; the defaults are those of edk2 from 2023 on.
 
     Attributes:
-        ecam_base: Address of PCI configuration space in memory; 0xB0000000 before 2023.
-        physical_bits: Width of the address space that the firmware uses: the CPU's, at most 46 with
-            4-level paging. The 64-bit PCI window is its top eighth.
+        ecam_base: Address of PCI configuration space in memory, a multiple of 0x10000000 from
+            0x80000000 to 0xF0000000; 0xB0000000 before 2023.
+        physical_bits: Width of the address space that the firmware uses, 36 to 52: the CPU's, at
+            most 46 with 4-level paging. The 64-bit PCI window is its top eighth.
     """
 
     ecam_base: int = 0xE0000000
@@ -64,7 +65,7 @@ def set_up_chipset(qemu: StoppedQemu, setup: ChipsetSetup = DEFAULT_SETUP) -> No
 
 
 def check_setup(setup: ChipsetSetup) -> None:
-    """Raise UsageError if `ecam_base` or `physical_bits` is out of range."""
+    """Raise UsageError if `ecam_base` or `physical_bits` is out of the range of `ChipsetSetup`."""
     if not 0x80000000 <= setup.ecam_base <= 0xF0000000 or setup.ecam_base % (1 << 28):
         message = f"ecam_base: must be 0x80000000 + n * 0x10000000, n 0 to 7: {setup.ecam_base:#x}"
         raise UsageError(message, reason="out_of_range")

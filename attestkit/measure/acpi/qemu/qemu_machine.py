@@ -46,7 +46,10 @@ class FwCfgFile(NamedTuple):
 
 
 class FwCfg:
-    """The fw_cfg device of a stopped QEMU, which has items by number (key), and files by name."""
+    """The fw_cfg device of a stopped QEMU, which has items by number (key), and files by name.
+
+    All methods also raise the errors of `StoppedQemu`.
+    """
 
     def __init__(self, qemu: qtest.StoppedQemu) -> None:
         self._qemu = qemu
@@ -56,7 +59,7 @@ class FwCfg:
 
         Raises:
             FormatError: If `size` exceeds `most`, both in bytes.
-            BackendError: If QEMU reports an error.
+            BackendError: If QEMU reports that the item cannot be read.
         """
         if size > most:
             message = f"fw_cfg item {key:#x}: {size} bytes exceed the limit of {most}"
@@ -69,7 +72,9 @@ class FwCfg:
             self._qemu.port_write(_DMA_HIGH, 0)
             self._qemu.port_write(_DMA_LOW, int.from_bytes(_CONTROL.to_bytes(4, "big"), "little"))
             if any(self._qemu.read_memory(_CONTROL, 4)):
-                raise BackendError(f"QEMU: fw_cfg item {key:#x} fails", reason="malformed_response")
+                raise BackendError(
+                    f"QEMU: fw_cfg item {key:#x} cannot be read", reason="malformed_response"
+                )
             data += self._qemu.read_memory(_BUFFER, count)
             control = _READ  # goes on where the last read ended
         return bytes(data)
@@ -87,6 +92,9 @@ class FwCfg:
         """Return the content of the file `name`, such as `etc/e820`.
 
         b"" if `directory`, a result of `read_directory`, does not list it.
+
+        Raises:
+            FormatError: If the file is over 4 MiB.
         """
         found = directory.get(name)
         return b"" if found is None else self.read_item(found.key, found.size)
@@ -103,7 +111,11 @@ def parse_directory(content: bytes) -> dict[str, FwCfgFile]:
     """
     count = _count_files(content)
     if len(content) < 4 + count * _ENTRY.size:
-        raise FormatError("fw_cfg directory: truncated", reason="truncated", offset=len(content))
+        raise FormatError(
+            f"fw_cfg directory: truncated: must have 64 bytes for each of {count} files",
+            reason="truncated",
+            offset=len(content),
+        )
     files: dict[str, FwCfgFile] = {}
     for index in range(count):
         offset = 4 + index * _ENTRY.size
@@ -233,7 +245,7 @@ def read_acpi_tables(device: FwCfg, directory: dict[str, FwCfgFile]) -> acpi_tab
 
     Raises:
         FormatError: If a file is missing or malformed.
-        BackendError: As for `read_machine`.
+        ConfigError, BackendError: As for `StoppedQemu`.
     """
     loader, rsdp, tables = (
         device.read_file(directory, name)

@@ -31,8 +31,8 @@ def split_command(text: str) -> list[str]:
     line ends continue the line.
 
     Raises:
-        UsageError: If a quotation is not closed, or the text is empty or has over 65,536
-            characters or 4096 words.
+        UsageError: If a quotation is not closed, or the text ends in a backslash, is empty, or has
+            over 65,536 characters or 4096 words.
     """
     import shlex  # lazy: only needed here
 
@@ -42,7 +42,9 @@ def split_command(text: str) -> list[str]:
     try:
         words = text.rstrip("\0").split("\0") if "\0" in text else shlex.split(_join_lines(text))
     except ValueError as error:
-        raise UsageError(f"QEMU command line: {error}", reason="wrong_value") from error
+        raise UsageError(
+            f"QEMU command line: must be in shell syntax: {error}", reason="wrong_value"
+        ) from error
     if not words or not words[0]:
         raise UsageError("QEMU command line: must not be empty", reason="missing")
     return check_words(words)
@@ -150,11 +152,15 @@ def parse_size(option: str, text: str, unit: int) -> int:
     `option`, such as `-m`, is the subject of errors.
 
     Raises:
-        UsageError: If the text is not a number with an optional suffix B, K, M, G or T.
+        UsageError: If the text is not a number of at most 15 digits with an optional suffix B, K,
+            M, G or T.
     """
     match = _SIZE.fullmatch(text)
     if match is None:
-        message = f"{option}: size must be a number, optionally with K, M, G or T: {shown(text)}"
+        message = (
+            f"{option}: size must be up to 15 digits, optionally with B, K, M, G or T: "
+            f"{shown(text)}"
+        )
         raise UsageError(message, reason="wrong_value")
     return int(match[1]) * _UNITS.get(match[2].upper(), unit)
 
@@ -196,7 +202,7 @@ _BOOTABLE_NETWORKS: Final = frozenset({"virtio-net", "virtio-net-pci"})
 
 
 def stand_in_options(found: Properties, number: int) -> list[str]:
-    """Return the options of a device's stand-in; none for a device that is not on the PCI bus.
+    """Return QEMU's options, as words, for a device's stand-in; none for one that is not on PCI.
 
     Args:
         found: Properties of the device by name, as `parse_properties` returns them, with `driver`.
@@ -215,7 +221,10 @@ def stand_in_options(found: Properties, number: int) -> list[str]:
 
 
 def has_unknown_boot_order(found: Properties) -> bool:
-    """Return whether a device with the properties `found` has a boot index, its stand-in none."""
+    """Return whether the device `found` (its properties) has a boot index that its stand-in lacks.
+
+    True for all devices with a boot index except virtio disks and network interfaces.
+    """
     return "bootindex" in found and found.get("driver") not in _BOOTABLE_DISKS | _BOOTABLE_NETWORKS
 
 

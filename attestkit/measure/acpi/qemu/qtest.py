@@ -39,6 +39,9 @@ class StoppedQemu:
     """A context manager: QEMU runs from enter to exit, and is killed at exit.
 
     On Linux it is also killed when this process or thread ends, however it ends.
+
+    All methods raise ConfigError if QEMU has exited, with its error output, and BackendError at the
+    time limit or after an answer that is not of the protocol.
     """
 
     def __init__(self, command: Sequence[str], *, seconds: float = DEFAULT_SECONDS) -> None:

@@ -99,7 +99,7 @@ def read_endorsements(
     """
     found = [der for blob in blobs for der in _certificates(blob)]
     if limit is not None and len(found) > limit:
-        raise FormatError(f"certificates: {len(found)}, at most {limit}", reason="too_many")
+        raise FormatError(f"{len(found)} certificates, at most {limit}", reason="too_many")
     return tuple(map(_decode_endorsement, found))
 
 

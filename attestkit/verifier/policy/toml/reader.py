@@ -328,7 +328,9 @@ def _gpu(key: str, value: object) -> GpuRules:
     given = {}
     for name, one in table.items():
         if one == []:
-            raise ConfigError(f"{key}.{name}: must not be empty", reason="missing")
+            raise ConfigError(
+                f"{key}.{name}: must not be empty; add a value, or omit it", reason="missing"
+            )
         given[name] = readers[name](f"{key}.{name}", one)
     rules = _create(key, GpuRules, given)
     if not rules.needs_gpus and "required" not in given:
