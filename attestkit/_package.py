@@ -28,8 +28,8 @@ def lazy_names(
     Args:
         package: Full name of the package, such as `attestkit.gpu`.
         names: Public names by the submodule that defines them. The name of a submodule is
-            relative to the package, unless it begins with `attestkit.`. A public name that is that
-            of its submodule is the submodule itself.
+            relative to the package, unless it begins with `attestkit.`. A public name equal to
+            that of its submodule is the submodule itself.
     """
     homes = {name: module for module, found in names.items() for name in found}
     attributes = vars(sys.modules[package])

@@ -62,7 +62,7 @@ class AsyncAttester(Generic[B_co]):
     # -- opening and closing -------------------------------------------------------------------
 
     def __await__(self) -> "Generator[object, None, AsyncAttester[B_co]]":
-        """Open the TEE, if that was not done, and return this object.
+        """Open the TEE if it is not open yet, and return this object.
 
         Raises:
             AttestKitError: As for `attestkit.open`; UsageError also after `close`.

@@ -78,6 +78,7 @@ def open(backend: str | Backend | None = None, **options: object) -> "Attester[B
             the roots of a KMS are missing.
         BackendError: If the backend fails otherwise.
         ConfigError: If the simulator's `app_compose` is malformed.
+        FormatError: If a recording is malformed.
         AttestKitError: With `kms`, also the other errors of `attestkit.kms.boot_with_kms`.
     """
     if backend is None or isinstance(backend, str):

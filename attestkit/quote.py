@@ -224,7 +224,7 @@ class Quote(QuoteBase):
         """Parse a quote, which may be zero-padded; at most 128 KiB in total.
 
         Raises:
-            FormatError: If the quote is malformed or longer; `reason` names the violated rule.
+            FormatError: If the quote is malformed or too large; `reason` names the violated rule.
             UsageError: If `data` is not `bytes`.
         """
         quote = _parse(data)

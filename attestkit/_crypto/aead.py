@@ -38,7 +38,8 @@ def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes 
         associated: Associated data of the encryption, which are authenticated.
 
     Raises:
-        VerificationError: If the tag is truncated or not valid: another key or IV, or other data.
+        VerificationError: If the tag is truncated or not valid: the key, the IV, the ciphertext
+            or the associated data differ.
         UsageError: If the key does not have 32 bytes, or the IV 12.
     """
     _check_sizes("AES-256-GCM", key, iv)

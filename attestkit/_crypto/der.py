@@ -70,7 +70,7 @@ class DerReader:
         return self._data[self.at] if self.at < self._end else None
 
     def content(self, tag: int) -> bytes:
-        """Read the next element (tag `tag`, else FormatError); return its content."""
+        """Read the next element, which must have this tag; return its content."""
         start, end = self._element(tag)
         return self._data[start:end]
 
@@ -82,18 +82,18 @@ class DerReader:
         return self._data[at:end]
 
     def enter(self, tag: int) -> "DerReader":
-        """Read the next element (tag `tag`, else FormatError); return a reader for its content."""
+        """Read the next element, which must have this tag; return a reader for its content."""
         start, end = self._element(tag)
         return DerReader(self._data, start, end)
 
     def enter_only(self, tag: int) -> "DerReader":
-        """Read the only element left (tag `tag`, else FormatError); return its content's reader."""
+        """Read the only element left, which must have this tag; return a reader for its content."""
         inner = self.enter(tag)
         self.finish()
         return inner
 
     def only(self, tag: int) -> bytes:
-        """Read the only element left (tag `tag`, else FormatError); return its content."""
+        """Read the only element left, which must have this tag; return its content."""
         content = self.content(tag)
         self.finish()
         return content

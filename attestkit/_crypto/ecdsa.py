@@ -83,7 +83,11 @@ class K256Key(Secret):
         return signature
 
     def sign(self, digest: bytes) -> bytes:
-        """Return r and s (low), 64 bytes, of the signature; otherwise as `sign_recoverable`."""
+        """Return the signature over a 32-byte digest: r and s (low), 64 bytes.
+
+        Raises:
+            UsageError: If the digest does not have 32 bytes.
+        """
         return self.sign_recoverable(digest)[:64]
 
     def __del__(self, *, _wipe: Callable[[object, str], None] = wipe_field) -> None:

@@ -116,7 +116,10 @@ class Cursor:
         raise NotImplementedError  # each format has its own
 
     def count(self) -> int:
-        """Read the head of an array; return its number of items. FormatError for another value."""
+        """Read the head of an array; return its number of items.
+
+        FormatError if it is not an array, or has more items than bytes are left.
+        """
         start = self.at
         is_map, count = self.header()
         if is_map:
@@ -130,7 +133,7 @@ class Cursor:
         return found
 
     def skip(self) -> None:
-        """Skip one value of any depth; FormatError after 1,048,576 skipped values of a reader."""
+        """Skip one value of any depth; FormatError if this reader skips over 1,048,576 in all."""
         data, whole, left = self.data, self.WHOLE, 1
         while left:
             self._skipped += 1

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 class CallHangsError(TimeoutError):
-    """A call exceeds its time limit (`earlier` is 0), or is not made: `earlier` calls hang."""
+    """A call exceeds its time limit (`earlier` is 0), or is refused while `earlier` calls hang."""
 
     def __init__(self, earlier: int = 0) -> None:
         super().__init__("timed out")
@@ -22,7 +22,7 @@ class CallHangsError(TimeoutError):
 
 
 class BoundedCalls:
-    """Calls of one kind. While `most` that exceeded their time still run, others are refused.
+    """Calls of one kind, refused while `most` that exceeded their time limit still run.
 
     Thread-safe.
     """

@@ -272,7 +272,7 @@ def start_tls(
         time_left: Returns the seconds that are left for the handshake.
 
     Raises:
-        OSError: If the handshake fails, such as an ssl.SSLError; TimeoutError if the time is up.
+        OSError: If the handshake fails, mostly ssl.SSLError; TimeoutError if the time is up.
     """
     try:
         sock.settimeout(max(time_left(), _SHORTEST))

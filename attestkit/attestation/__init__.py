@@ -278,7 +278,7 @@ class Attestation:
 
     @property
     def report_data(self) -> bytes:
-        """The report data (64 bytes) beside the signed part; verifiers compare both."""
+        """The report data (64 bytes) beside the signed evidence; verifiers compare the two."""
         return self._evidence.stack.report_data
 
     @property

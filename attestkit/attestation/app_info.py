@@ -158,9 +158,10 @@ def read_app_info(
     device: bytes = b"",
     parsed: ParsedParts = _NOTHING,
 ) -> AppInfo:
-    """Return the identity of the application in the evidence; all fields are empty without one.
+    """Return the identity of the application in the evidence.
 
-    That is on platforms that measure no app: Azure, a TPM alone, and SEV-SNP on Google Cloud.
+    All fields are empty on platforms that measure no app: Azure, a TPM alone, and SEV-SNP on Google
+    Cloud.
 
     Args:
         evidence: The decoded evidence.

@@ -124,7 +124,7 @@ class HclReport(NamedTuple):
 
     @classmethod
     def parse(cls, data: bytes) -> "HclReport":
-        """Parse a report, which may be zero-padded to at most 65,535 bytes, as its NV index.
+        """Parse a report of at most 65,535 bytes, which may be zero-padded to its NV index's size.
 
         Raises:
             FormatError: If the report or its runtime data are malformed, or it is of another type

@@ -8,17 +8,14 @@ from attestkit.event_log.event import RUNTIME_REGISTER, WireEvent
 
 
 class WireLog(NamedTuple):
-    """The first events of a log, converted to the forms in which evidence contains them."""
+    """Events of a log that were converted to wire form so far; `extend_to` converts later ones."""
 
     events: tuple[Event, ...] = ()
     on_wire: tuple[WireEvent, ...] = ()
     runtime: tuple[RuntimeEvent, ...] = ()  # runtime events of RTMR3
 
     def extend_to(self, log: EventLog) -> "WireLog":
-        """Return all events of `log` in wire form; events that this object has are not converted.
-
-        If `log` does not begin with them, it is converted as a whole.
-        """
+        """Return the wire form of `log`, reusing this one if `log` begins with its events."""
         events, known = log.events, self
         if events[: len(known.events)] != known.events:
             known = WireLog()

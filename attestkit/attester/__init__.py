@@ -338,7 +338,7 @@ class Attester(Generic[B_co]):
         """Return RTMR0 to RTMR3, 48 bytes each; with an agent, from a fresh quote.
 
         Raises:
-            UnsupportedError: If the platform has no RTMRs, or a program cannot read them.
+            UnsupportedError: If the platform has no RTMRs that a program can read and extend.
             ReplayError: If the event log of an agent does not replay to them.
         """
         self._check_usable()
@@ -362,14 +362,15 @@ class Attester(Generic[B_co]):
 
         Raises:
             UsageError: If the name or the payload is invalid, or the payload alone is too large.
-            UnsupportedError: If the platform has no run-time registers.
+            UnsupportedError: If the platform has no run-time registers, or the agent no EmitEvent.
             ConfigError: If a file of the host is invalid.
             JournalError: If the log does not match the register, cannot be written, or is full. Do
-                not repeat the call after the reasons `not_recorded` (the register was extended, and
-                the next use of the log records the event) and `outcome_unknown` (that decides it).
+                not repeat the call after `not_recorded` (the register was extended) or
+                `outcome_unknown`: the next use of the log records or drops the event.
             ReplayError: If the event log of an agent does not replay to the registers.
-            BackendError: If the platform rejects the extend: nothing has changed then. Or if an
-                agent accepted the event, but its log is unreadable (`outcome_unknown`) or lacks it.
+            BackendError: If the platform rejects the extend: nothing has changed then. With an
+                agent, `outcome_unknown` means that the event may have been emitted, and
+                `register_unchanged` that its log lacks the event.
         """
         self._check_usable()
         return self._source.emit_event(name, payload)

@@ -45,7 +45,7 @@ class AgentSource(evidence_source.EvidenceSource):
         return evidence.quote, evidence.event_log
 
     def evidence(self, report_data: bytes) -> Attestation:
-        """Return the agent's evidence over 64 bytes of report data, whose event log is replayed."""
+        """Return evidence over 64 bytes of report data; ReplayError if its log does not replay."""
         with self._device:
             self._check_usable()
             return self._evidence(report_data)

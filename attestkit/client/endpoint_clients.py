@@ -79,8 +79,8 @@ class EndpointClients(ABC):
         """Return a client of httpx2 if it is installed, else of httpx; they have the same methods.
 
         Its base URL is that of the endpoint, and it takes no settings from the environment. A
-        request raises PeerRefusedError if the server is refused, and ServiceError if it, or a
-        redirect, is to another server.
+        request raises PeerRefusedError if the server is refused, and ServiceError if its URL or a
+        redirect names another server.
 
         Args:
             http: `httpx` or `httpx2`; None: httpx2 if it is installed, else httpx.

@@ -134,8 +134,8 @@ class AnswerObject(dict[str, Any]):
             sizes: Allowed numbers of bytes; if there are none, any number is allowed.
 
         Raises:
-            FormatError: If it is missing or null (reason `missing`), not hex (`encoding`), or has
-                another size (`wrong_size`).
+            FormatError: If it is missing or null (reason `missing`), not text (`wrong_type`), not
+                hex (`encoding`), or has another size (`wrong_size`).
         """
         if not self.has(name):
             raise self.error(name, "missing", "missing")

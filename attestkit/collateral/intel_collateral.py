@@ -217,7 +217,7 @@ class Collateral:
                 certificate can be found. An expired cache entry is not used instead.
             FormatError: If the quote's certificates are malformed.
             UsageError: If `quote` is not a Quote, `pccs_url` is not an http or https URL, or has a
-                user name, query or fragment, or `max_age` is negative.
+                user name, query or fragment, or `max_age` for `cache` is negative.
         """
         return cls.fetcher(quote, pccs_url, getter, cache, max_age)
 

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from attestkit._argument_checks import require_bytes
+from attestkit._argument_checks import require_bytes, wrong_type
 from attestkit._crypto.hashes import sha256
 from attestkit._formats.strict_json import has_surrogate
 from attestkit._formats.typed_json import decode_typed
@@ -34,9 +34,11 @@ def gpu_policy_hash(policy: Mapping[str, object]) -> bytes:
         policy: Keys as written; values are booleans, strings or None.
 
     Raises:
-        UsageError: If a value has any other type, or text has an unpaired surrogate.
+        UsageError: If a key or value has any other type, or text has an unpaired surrogate.
     """
     for key, value in policy.items():
+        if not isinstance(key, str):
+            raise wrong_type("gpu_policy: key", "str", key)
         if has_surrogate(key):
             message = f"gpu_policy: {key!a}: contains an unpaired surrogate"
             raise UsageError(message, reason="encoding")
@@ -73,8 +75,8 @@ def compose_hash_deterministic(
             `pre_launch_script`.
 
     Raises:
-        UsageError: If a key is not text, or a value cannot be encoded as JSON (another type, an
-            unpaired surrogate, or nested too deeply).
+        UsageError: If a key in a nested object is not text, or a key or value cannot be encoded as
+            JSON (another type, an unpaired surrogate, or nested too deeply).
     """
     try:
         found = {key: _finite(value) for key, value in app_compose.items()}

@@ -102,8 +102,8 @@ def measure_app(
         events: The events from `boot_events`.
 
     Raises:
-        JournalError: If only some of these or other events were emitted before, or the register was
-            extended (reason `too_late`).
+        JournalError: If other events, or only some of these, were emitted before, or the register
+            was extended (reason `too_late`).
         BackendError: If the platform rejects an extend; earlier events remain.
         UsageError: If the events have another digest version than the log.
     """

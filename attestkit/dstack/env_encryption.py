@@ -8,6 +8,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 from typing import Final
 
 from attestkit._argument_checks import require_size
@@ -121,13 +122,12 @@ def write_variables(variables: Iterable[tuple[str, str]]) -> bytes:
         UsageError: If a name or a value is not Unicode text.
     """
     items = [{"key": name, "value": value} for name, value in variables]
-    try:
+    if not all(isinstance(text, str) for item in items for text in item.values()):
+        raise UsageError("environment: names and values must be text", reason="wrong_type")
+    with suppress(UnicodeEncodeError):
         return json.dumps({"env": items}, separators=(",", ":"), ensure_ascii=False).encode()
-    except TypeError:
-        error = UsageError("environment: names and values must be text", reason="wrong_type")
-    except UnicodeEncodeError:
-        error = UsageError("environment: unpaired surrogate in text", reason="encoding")
-    raise error  # outside of the handlers, because those errors hold the plaintext
+    # Outside of a handler, because that error holds the plaintext.
+    raise UsageError("environment: unpaired surrogate in text", reason="encoding")
 
 
 def seal(plaintext: bytes, public_key: bytes, ephemeral_secret: bytes, iv: bytes) -> bytes:

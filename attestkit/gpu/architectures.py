@@ -85,7 +85,7 @@ class DeviceLabel(NamedTuple):
 
         The new error names this device and has `reason`; a GpuEvidenceError without a device gets
         this one. A CollateralError keeps its type and reason, as missing or unusable endorsements
-        say nothing about the device, unless it is a CollateralExpiredError, a VerificationError.
+        say nothing about the device; but a CollateralExpiredError is a VerificationError.
         """
         return RefusedAs(self, reason)
 

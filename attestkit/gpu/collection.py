@@ -104,10 +104,9 @@ def read_state(*, time_limit: float = TIME_LIMIT) -> ConfComputeState:
 
     `time_limit` is in seconds, for each call of the driver.
 
-    If it is off, `enabled` is False, or the driver reports it as unsupported, which is an error.
-
     Raises:
-        BackendError: If the driver is missing, does not answer, or fails, as for `collect`.
+        BackendError: If the driver is missing, does not answer, or fails, as for `collect`. Some
+            drivers fail if confidential computing is off; with others `enabled` is False then.
     """
     with contextlib.closing(Nvml(time_limit)) as nvml:
         return nvml.state()

@@ -130,7 +130,7 @@ class GpuEvidence:
         return cls(read_devices(read(raw, _SUBJECT)), raw)
 
     def to_json(self) -> bytes:
-        """Return the JSON as it was received; if created here, a list as of NVIDIA's SDKs."""
+        """Return `raw`: the JSON as received, otherwise a list in the format of NVIDIA's SDKs."""
         return self.raw
 
 

@@ -76,7 +76,8 @@ def check_sealed_provider(evidence: Attestation, ca_spki: bytes, document: str =
     Raises:
         KmsError: If the guest was launched for a different app or key provider, or this cannot be
             decided (reason `wrong_provider`).
-        FormatError: If the events or the configuration in the evidence are malformed.
+        FormatError: If the evidence, or the configuration in it, is malformed.
+        ReplayError: If PCR 14 of a NitroTPM is not the replay of the events.
     """
     if isinstance(evidence.evidence.platform, NitroTpm):
         _check_pcr(evidence, ca_spki)

@@ -360,7 +360,10 @@ class KmsClient:
             message = "evidence of this guest: must name an app before boot-mr-done"
             raise KmsError(message, reason="wrong_identity")
         if self._app_id is not None and not hmac.compare_digest(found, self._app_id):
-            message = f"evidence of this guest: app {found.hex()}, must be {self._app_id.hex()}"
+            message = (
+                f"evidence of this guest: app {found.hex()}, must be {self._app_id.hex()}; "
+                "pass this guest's app, or boot the other one"
+            )
             raise KmsError(message, reason="wrong_identity")
         return found
 
@@ -397,4 +400,4 @@ def _first_root(spki: bytes) -> KmsRoot:
     try:
         return KmsRoot(spki)
     except UsageError as error:
-        raise KmsError(f"root CA: {error}", reason="malformed") from error
+        raise KmsError(f"root CA sent by the KMS: {error}", reason="malformed") from error

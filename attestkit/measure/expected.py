@@ -232,7 +232,7 @@ class ExpectedMeasurements:
         """RTMR0 to RTMR2, 48 bytes each.
 
         One is None if a digest is missing, `incomplete` names the register, or `other_events` give
-            another value. All are None on SEV-SNP.
+        another value. All are None on SEV-SNP.
         """
         zero, one, two = (self._register(number) for number in TDX_REGISTERS)
         return zero, one, two
@@ -296,7 +296,8 @@ class ExpectedMeasurements:
     def to_dict(self) -> dict[str, object]:
         """Return values for JSON, with bytes in hex.
 
-        They are platform, accepted values with their basis, events, inputs, settings, and gaps.
+        They are platform, accepted values with their basis, order of pages, gaps (`not_proven`),
+        digests of the inputs, hash of the OS image, settings, and events.
         """
         names = {"measurement": "launch_digest"}
         values = {

@@ -233,7 +233,7 @@ class FolderSource:
                 for a file of any size that is only hashed.
 
         Raises:
-            FormatError: If a file is too large or unreadable, or all have over 8 GiB.
+            FormatError: If a file is too large or unreadable, or they have over 8 GiB in all.
         """
         found = {}
         left = LARGEST_ARCHIVE

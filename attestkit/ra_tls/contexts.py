@@ -267,8 +267,7 @@ def server_context(
             its policy does not name app and image and `any_app` is not set (reason `any_app`),
             `issued` is not an `Issued`, its key does not belong to its certificate, or
             `max_lifetime` is not valid.
-        FormatError: If `peer_ca` is not PEM.
-        ssl.SSLError: If a certificate in `peer_ca` is malformed.
+        FormatError: If `peer_ca` is not PEM, or a certificate in it is malformed.
         UnsupportedError: If memfd_create or /proc is not available.
     """
     if verifier is not None and peer_ca is None:
@@ -318,8 +317,7 @@ def client_context(
         UsageError: If `verifier` is not a Verifier, its policy does not name app and image and
             `any_app` is not set (reason `any_app`), `issued` is not an `Issued`, its key does not
             belong to its certificate, or `max_lifetime` is not valid.
-        FormatError: If `server_ca` is not PEM.
-        ssl.SSLError: If a certificate in `server_ca` is malformed.
+        FormatError: If `server_ca` is not PEM, or a certificate in it is malformed.
         UnsupportedError: If memfd_create or /proc is not available.
     """
     _check_verifier(verifier, "the server", any_app=any_app)

@@ -53,9 +53,10 @@ def serve(
         for either.
 
     Raises:
-        UsageError: If an address or option is invalid or does not fit the others (as `verifier`
-            without a Verifier), all listeners are off, neither `options` nor the attester has the
-            app's compose file, or a package of attestkit's extra `serve` is not installed.
+        UsageError: If an address or option is invalid or does not fit the others (such as
+            the address `verifier` without a Verifier), all listeners are off, neither `options` nor
+            the attester has the app's compose file, or a package of attestkit's extra `serve` is
+            not installed.
         BackendBusyError: If another process listens on an address.
         ConfigError: If a socket cannot be created, or the address of the container engine or a file
             in the folder that the host shares with the guest is invalid.

@@ -48,8 +48,7 @@ class Latency(msgspec.Struct):
     """Histogram of the durations of one method's requests.
 
     Attributes:
-        buckets: Number of requests in each bucket of BOUNDS, and in one for longer ones; not
-            cumulative.
+        buckets: Number of requests by duration, not cumulative: up to each of BOUNDS, and longer.
         seconds: Sum of the durations.
     """
 

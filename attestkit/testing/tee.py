@@ -200,9 +200,7 @@ class SimulatedTee:
     def emit(self, name: str, payload: bytes = b"") -> "Event":
         """Extend RTMR3, or PCR 14 of a NitroTPM, by the event `name`, and log it; return the event.
 
-        The payload has raw bytes.
-
-        Limits and errors are those of `Attester.emit_event`.
+        `payload` has any bytes. Limits and errors are those of `Attester.emit_event`.
         """
         return self._attester.emit_event(name, payload)
 

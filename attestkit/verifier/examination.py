@@ -67,9 +67,9 @@ class Settings(NamedTuple):
 class Examination:
     """Verification in single steps: call each method once, in the order of their definition.
 
-    Exceptions are `claims`, which may be called from `app_info` on, and `complete`, which calls the
-    others. Errors are those of `Verifier.verify`, and UsageError if a method that must be called
-    before was not.
+    Exceptions are `claims`, which may be called at any time after `app_info`, and `complete`, which
+    runs all steps. Errors are those of `Verifier.verify`, and UsageError if an earlier step is
+    missing.
     """
 
     def __init__(
@@ -180,8 +180,8 @@ class Examination:
 
         Raises:
             PolicyError: If the policy does not accept the SEV_FEATURES of an SEV-SNP guest.
-            VerificationError: If the registers do not match the image that the evidence names, or
-                the ACPI tables are not those of the VM's shape.
+            VerificationError: If the registers do not match the image that the evidence names, the
+                ACPI tables are not those of the VM's shape, or an enclave runs in debug mode.
             FormatError: If the VM configuration is malformed.
             ConfigError: If the verifier's files of the image are altered or cannot be read.
         """

@@ -208,7 +208,7 @@ def test_usage_error_is_one_line(command: str, capfd: pytest.CaptureFixture[str]
 def test_closed_stdin_is_code_5() -> None:
     """A closed stdin is unreadable input."""
     done = run("show", "-", wrapper=["sh", "-c", 'exec "$@" <&-', "sh"])
-    assert (done.returncode, done.stderr) == (5, "attestkit: -: stdin is closed\n")
+    assert (done.returncode, done.stderr) == (5, "attestkit: -: stdin is closed; name a file\n")
 
 
 # -- start ----------------------------------------------------------------------------------------

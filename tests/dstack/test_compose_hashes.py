@@ -15,6 +15,7 @@ from attestkit.dstack.app_compose import (
 from attestkit.errors import UsageError
 from tests.dstack.test_app_compose import LEAST, VECTORS, parse_with
 from tests.raising import raises
+from tests.untyped import untyped
 from tests.vectors import needs_shared
 
 
@@ -109,8 +110,9 @@ def test_gpu_policy_hash_ignores_order_and_escapes() -> None:
         )
     )
     assert one.gpu_policy_hash == two.gpu_policy_hash
-    with raises(UsageError, "wrong_type"):
-        gpu_policy_hash({"rego": 1.5})
+    for untypical in ({"rego": 1.5}, untyped({1: "a"})):
+        with raises(UsageError, "wrong_type"):
+            gpu_policy_hash(untypical)
     for wrong in ({"\ud800": True}, {"rego": "\ud800"}):
         with raises(UsageError, "encoding"):
             gpu_policy_hash(wrong)

@@ -138,7 +138,12 @@ def test_encrypt_to_invalid_public_key_fails(public_key: str) -> None:
 
 def test_encrypt_of_unencodable_value_fails_without_showing_it() -> None:
     """Non-text and lone surrogates are rejected, and the error contains no value."""
-    invalid: list[Any] = [("encoding", [("A", "secret\ud800")]), ("wrong_type", [("A", b"secret")])]
+    invalid: list[Any] = [
+        ("encoding", [("A", "secret\ud800")]),
+        ("wrong_type", [("A", b"secret")]),
+        ("wrong_type", [("A", 1)]),
+        ("wrong_type", [(1, "secret")]),
+    ]
     for reason, variables in invalid:
         with raises(UsageError, reason) as caught:
             encrypt_env_vars(variables, PUBLIC.hex())

@@ -189,3 +189,16 @@ def test_executables_claim_by_platform(platform: str, *, claimed: bool) -> None:
     named = rules(os_image_hash=(IMAGE_HASH,))
     vector = trustworthiness_vector(result(claims(platform), policy=named))
     assert ("executables" in vector) is claimed
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_pinned_launch_measurement_gives_caution(named: bool) -> None:
+    """A pinned `measurement` is a pinned image of SEV-SNP, also without the hash of an image."""
+    found = claims(SNP) if named else claims(SNP, os_image_hash=b"")
+    pinned = rules(
+        reference_values=pin_registers({"measurement": dict(found.registers)["measurement"]})
+    )
+    [step] = find_acpi_cautions(appraise_in_steps(pinned, found, authenticated(SNP)))
+    assert step.startswith(TABLES_UNMEASURED)
+    if not named:
+        assert find_acpi_cautions(appraise_in_steps(rules(), found, authenticated(SNP))) == []

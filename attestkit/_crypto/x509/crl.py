@@ -196,7 +196,7 @@ def read_crl(der: bytes, issuer: IntelCertificate, what: str) -> Crl:
 
 
 class AmdCrl(NamedTuple):
-    """A parsed CRL; its signature is not verified, which `check_crl_signature` does."""
+    """A parsed CRL, not verified; `check_crl_signature` verifies its signature."""
 
     envelope: SignedCrl
     content: Crl

@@ -81,7 +81,7 @@ _NO_EVENTS: Final = b"\x80"  # an empty array in CBOR
 
 
 class CmwContent(NamedTuple):
-    """Decoded evidence of a CMW, its encoding, and enclosed JSON; None if the CMW has none."""
+    """Decoded evidence of a CMW, its encoding, and enclosed collateral and GPU evidence in JSON."""
 
     evidence: Evidence
     encoding: CmwEncoding
@@ -140,7 +140,7 @@ def decode_evidence(data: bytes) -> CmwContent:
 
     Raises:
         FormatError: If the CMW or a part is malformed, a part is missing, or the parts belong to
-            different platforms. The message names the label of the part.
+            different platforms. For a malformed part, the message begins with its label.
     """
     if (td := evidence_parts.decode_cmw_td(data)) is not None:
         return CmwContent(td[0], "cbor", td[1])

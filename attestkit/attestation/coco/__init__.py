@@ -46,8 +46,9 @@ def encode_evidence(evidence: Evidence) -> bytes:
 
     Raises:
         UsageError: If the evidence is of another platform, its quote is not over PCRs 0 to 23 of
-            the SHA-256 bank, it has runtime events or a configuration, or a part is malformed; on
-            Azure also if the quote is not RSASSA with SHA-256, or the VCEK is missing on SEV-SNP.
+            the SHA-256 bank, it has runtime events, a configuration or a payload of the report
+            data, or a part is malformed; on Azure also if the quote is not RSASSA with SHA-256, or
+            the VCEK is missing on SEV-SNP.
     """
     platform, stack = evidence
     if stack.runtime_events or stack.config or stack.report_data_payload is not None:

@@ -157,7 +157,7 @@ def host_data(document: str | bytes) -> bytes:
 
 
 def nitro_tpm_pcr8(config_id: bytes) -> bytes:
-    """Return PCR 8 of a NitroTPM (48 bytes) after a configuration id of 48 bytes extended zeros.
+    """Return PCR 8 of a NitroTPM, 48 bytes: zeros after an extend by `config_id`, 48 bytes.
 
     Raises:
         UsageError: If `config_id` is not 48 bytes.

@@ -50,8 +50,8 @@ def verify_os_image(evidence: parts.Evidence, *, quote: Quote | None = None) -> 
             the stated hash or missing (NitroTPM), HOST_DATA is not the hash of the mr_config
             document (reason `mr_config`), or a Nitro Enclave runs in debug mode.
         ReplayError: If the TPM's log does not replay to PCR 2 (Google Cloud).
-        UnsupportedError: If the evidence does not suffice: TDX without the variant "lite" needs the
-            image, Google's TDX `gcp_measurement`, and other platforms have no such document.
+        UnsupportedError: If the evidence does not suffice: a TD without the variant "lite", which
+            needs the image, Google's TDX without `gcp_measurement`, or another platform.
     """
     platform = evidence.platform
     text = evidence.stack.config

@@ -193,7 +193,7 @@ def _replay(hob: bytes, acpi: _Three, boot: _Three) -> _Three:
 
 @lru_cache(64)
 def td_hob_digest(witness: bytes, memory_size: int) -> bytes:
-    """Return the SHA-384 of the TD HOB, the list of memory for the firmware: 48 bytes.
+    """Return the SHA-384, 48 bytes, of the TD HOB, the list of memory for the firmware.
 
     Args:
         witness: Memory ranges that the firmware accepts, from the image's measurement document:

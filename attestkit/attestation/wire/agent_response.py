@@ -77,7 +77,7 @@ def parse_quote_and_log(quote: bytes, event_log: str, config: str = "") -> Evide
 
     Raises:
         FormatError: If quote or log is malformed, or the quote is of an SGX enclave.
-        UsageError: If `quote` is not `bytes`.
+        UsageError: If `quote` is not `bytes`, or `event_log` is neither text nor bytes.
     """
     report_data = td_body(quote).report_data
     events = tuple(agent_json.parse(event_log))

@@ -97,7 +97,10 @@ def build_tree(evidence: Evidence) -> dict[str, Any]:
 
 
 def build_parts(evidence: Evidence) -> dict[str, Any]:
-    """Return the fields of platform and stack by name, for any platform, as in `build_tree`."""
+    """Return the fields of platform and stack by name in one mapping, encoded as in `build_tree`.
+
+    The platform may also be one that version 1 does not define.
+    """
     platform, stack = evidence
     return _part_trees(platform) | _stack_trees(stack)
 

@@ -215,7 +215,7 @@ class AzureBackend(TpmGuest):
     Raises:
         BackendUnavailableError: If the TPM is missing, not accessible, or a TPM 1.2.
         BackendError: If it cannot be opened for another reason.
-        UsageError: If an environment variable is not an absolute path.
+        UsageError: If `$TPM_DEVICE` or a variable of `find_kernel_paths` is not valid.
     """
 
     name = "azure"
@@ -249,7 +249,7 @@ class AzureBackend(TpmGuest):
         Raises:
             BackendUnavailableError: If the TPM is missing or not accessible, or has no such report.
             BackendError: If the TPM fails.
-            UsageError: If an environment variable is not an absolute path.
+            UsageError: If `$TPM_DEVICE` or a variable of `find_kernel_paths` is not valid.
         """
         paths = find_kernel_paths() if paths is None else paths
         with open_tpm(None, paths) as client:

@@ -240,7 +240,7 @@ class DstackAgent:
         """Return the app-compose.json from the response to Info, unchanged.
 
         Raises:
-            UnsupportedError: If the agent hides it, or has neither it nor Info.
+            UnsupportedError: If the agent hides it, does not have it, or has no method Info.
             AttestKitError: As `get_quote`.
         """
         if self.api == "v1":

@@ -135,8 +135,8 @@ class Recording(RecordedCalls):
         """Finish the file and close the recorded backend. Idempotent.
 
         Raises:
-            BackendError: If the recording is incomplete, for example because the disk was full;
-                or that of the recorded backend.
+            BackendError: If the recording is incomplete, for example because the disk was full.
+            AttestKitError: If the recorded backend cannot be closed.
         """
         try:
             self._handler.close()

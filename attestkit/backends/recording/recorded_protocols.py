@@ -57,7 +57,7 @@ class RecordedHost:
 
     @property
     def vm_config(self) -> str:
-        """The configuration of the VM as JSON text; raises the recorded error without one."""
+        """The configuration of the VM, JSON; raises the recorded error if it could not be read."""
         return cast("str", self._vm_config.get())
 
     @property

@@ -23,5 +23,5 @@ def content_response(content_type: str, body: bytes, status: int = 200) -> Servi
 
 
 def json_response(value: object, status: int = 200, content_type: str = JSON) -> ServiceResponse:
-    """Return a response of HTTP `status` whose body is `value` as JSON, and only Content-Type."""
+    """Return a response of HTTP `status` whose body is `value` as JSON, with a content type."""
     return content_response(content_type, json.dumps(value).encode(), status)

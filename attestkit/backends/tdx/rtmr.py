@@ -81,7 +81,7 @@ class RtmrAccess:
     # -- reading -------------------------------------------------------------------------------
 
     def read(self, register: int) -> bytes:
-        """Return a register, 0 to 3, from its file: 48 bytes; without the directory, by TD report.
+        """Return register 0 to 3 from its file or, without the directory, a TD report: 48 bytes.
 
         The file may be stale if the register was extended by other means.
 
@@ -273,7 +273,7 @@ class RtmrAccess:
                 raise BackendError(
                     f"RTMR{register}: extended by another process at the same time: from "
                     f"{before.hex()} to {now.hex()}; the extend by {digest.hex()} may be included "
-                    f"({device_errors.error_name(error)})",
+                    f"({device_errors.error_name(error)}); let one process extend it, and reboot",
                     reason="register_conflict",
                 ) from error
         return error
@@ -351,7 +351,8 @@ class TdGuest:
         """Return the boot log, binary: the whole CCEL area with its padding; empty without a log.
 
         Raises:
-            BackendUnavailableError: If the log exists but is not accessible.
+            BackendUnavailableError: If the log exists but is not accessible, or /sys/firmware is
+                empty, or the file `$DSTACK_CCEL_FILE` is missing.
             BackendError: If the CCEL table or the size of the log is invalid, or reading failed for
                 another reason.
         """

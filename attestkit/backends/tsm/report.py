@@ -420,7 +420,7 @@ class TsmClient:
                 raise busy(path, f"locked by another process for {_MAX_WAIT:.0f} s; retry", "lock")
 
     def close(self) -> None:
-        """End requests, and retry removing leftover entries. A second call has no effect."""
+        """Refuse requests, and retry removing leftover entries. A second call has no effect."""
         if not self._closed:
             self._closed = True
             with suppress(BackendError):

@@ -166,5 +166,5 @@ def _stdin() -> BinaryIO:
         raise UsageError(f"{STDIN}: stdin can be read only once; name a file", reason="conflict")
     meta[_STDIN_READ] = True
     if sys.stdin is None:
-        raise FormatError(f"{STDIN}: stdin is closed", reason="missing")
+        raise FormatError(f"{STDIN}: stdin is closed; name a file", reason="missing")
     return sys.stdin.buffer

@@ -84,7 +84,8 @@ class ConnectionOptions(NamedTuple):
         """Files that options name; outputs must not overwrite them.
 
         Raises:
-            UsageError: If one of several policies is not ROLE=FILE, or two are of the same role.
+            UsageError: If a policy with `=`, or one of several, is not ROLE=FILE, or two are of the
+                same role.
         """
         files = (self.collateral, self.server_ca, self.trust_anchor, self.pins, *self.certificates)
         policies = (Path(name) for name in self._policy_files().values() if name not in _WORDS)

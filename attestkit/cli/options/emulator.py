@@ -41,7 +41,7 @@ class MountServer:
     def __call__(self, folder: str, **more: Any) -> None:
         """Mount the emulated files on a folder until a signal ends it.
 
-        `more` are further arguments of `fuse_mount.serve`, which raises the errors.
+        `more` are further arguments of `fuse_mount.serve`, whose errors are raised.
         """
         from attestkit.emulator.fuse_mount import serve  # lazy: only these commands need it
 

@@ -98,9 +98,9 @@ def describe_rim(rim: Rim) -> dict[str, Any]:
 def describe_gpu_endorsements(endorsements: "GpuEndorsements") -> dict[str, Any]:
     """Return what the endorsements contain, ready for JSON.
 
-    The members are `rims` (identifier, version and product of each manifest; the error as version
-    of a malformed one), `ocsp_answers` (their number), and `has_nras_keys` (whether there are keys
-    of NVIDIA's service).
+    The members are `rims` (identifier, version and product of each manifest; if it is malformed,
+    `version` is the error), `ocsp_answers` (their number), and `has_nras_keys` (whether there are
+    keys of NVIDIA's service).
     """
     rims = []
     for identifier, data in endorsements.rims.items():

@@ -75,8 +75,8 @@ def describe_chain(
 ) -> list[tuple[str, State, dict[str, str]]]:
     """Return title, state and fields of certificates in DER, in their order.
 
-    Only of the first 8; unreadable ones are skipped. The state is a CSS class and text, at the
-    verification time `at`; fields are texts by title.
+    Certificates after the eighth, and unreadable ones, are skipped. The state is a CSS class and
+    text, at the verification time `at`; fields are texts by title.
     """
     described = []
     for der in certificates[:MOST]:

@@ -234,7 +234,7 @@ def _summary(outcome: FileOutcome) -> dict[str, str]:
             rows["TCB level of"] = f"{result.tcb.date:%Y-%m-%d}"
         if result.tcb.fmspc:
             rows["FMSPC"] = result.tcb.fmspc.hex()
-        rows["OS image"] = outcome.os_image
+        rows["OS image"] = outcome.os_image  # its hash, or a reason of verifier/os_image.py
         rows["Report data"] = result.claims.report_data.hex()
     rows["Policy"] = outcome.policy
     if outcome.own_collateral:

@@ -199,8 +199,8 @@ class ServerVerifier:
                 whatever the key of the peer is. None: no proof is needed if that key is accepted.
 
         Raises:
-            PeerRefusedError, UsageError: As `ConnectionVerifier.steps`, when the steps are
-                performed.
+            PeerRefusedError, UsageError, ConfigError: As `ConnectionVerifier.steps`, when the steps
+                are performed.
         """
         key = None if peer is None else peer.spki_sha256
         while True:

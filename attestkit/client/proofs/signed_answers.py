@@ -144,8 +144,8 @@ class SignedAnswers:
                 the id.
 
         Raises:
-            UsageError: If the answer is not one of the last 1,000 of this endpoint, has no id, or
-                was not read to its end.
+            UsageError: If the answer has no id or was not read to its end, or an id, or the id of
+                an object, is not of one of the last 1,000 answers of this endpoint.
             ServiceError: If several answers have, or may have, its id (reason `signature`).
         """
         record = record_of(answer)

@@ -57,7 +57,7 @@ class EhbpSealing:
         """Encrypt the body of a request.
 
         A request without body cannot be encrypted, and nor is its answer. It is sent unencrypted,
-        and refused if its URL has a query, which could contain a secret.
+        but refused if its URL has a query, which could contain a secret.
 
         Args:
             method: Method of the request, such as "POST".

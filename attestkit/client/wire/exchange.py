@@ -203,8 +203,8 @@ class Exchange:
         """Record the end of the answer's body, and return the remaining bytes for the caller.
 
         Raises:
-            ServiceError: If an encrypted answer is incomplete, or the server answers that it lacks
-                the key (SealingKeyError).
+            ServiceError: If an encrypted answer is incomplete or cannot be decrypted, or the server
+                answers that it lacks the key (SealingKeyError).
         """
         rest = b"" if self._opener is None else self._opener.finish()
         self.record.ended()

@@ -120,9 +120,10 @@ class Report(NamedTuple):
         return f"NV_GPU_DRIVER_{chip.name}_{self.driver_version}"
 
     def vbios_rim_id(self, chip: Chip) -> str:
-        """Return the identifier of the VBIOS's RIM: `NV_GPU_VBIOS_1010_0200_882_96009F0001`.
+        """Return the identifier of the VBIOS's RIM.
 
-        For a switch it begins with `NV_SWITCH_BIOS_`. `chip` is that of the device chain.
+        Such as `NV_GPU_VBIOS_1010_0200_882_96009F0001`; for a switch it begins with
+        `NV_SWITCH_BIOS_`. `chip` is that of the device chain.
         """
         version = self.vbios_version.replace(".", "")
         if chip.kind == "switch":

@@ -21,7 +21,7 @@ _MODES: Final[dict[int, DeviceMode]] = {0: "single", 1: "multi", 2: "protected_p
 
 
 def device_mode(report: Report) -> DeviceMode | None:
-    """Return the mode that a device's report states; None if it states none, or an unknown one."""
+    """Return a device's mode: `single`, `multi`, `protected_pcie`; None if missing or unknown."""
     if report.feature is None:
         return "protected_pcie" if report.protected_pcie else None
     found: DeviceMode | None = _MODES.get(report.feature)

@@ -44,7 +44,7 @@ class CertificateClaims(NamedTuple):
 
     @property
     def is_on_hold(self) -> bool:
-        """Whether a certificate is on hold (revoked as certificateHold), and nothing else wrong."""
+        """Whether a certificate is revoked as certificateHold, and nothing else is wrong."""
         reason = (self.revocation_reason or "").replace("_", "").lower()
         return (
             reason == "certificatehold"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from attestkit._argument_checks import require_bytes
 from attestkit._crypto.zeroize import Secret, own_copy, wipe
 from attestkit._system.clock import current_time
+from attestkit.attestation.wire.evidence_parts import td_body
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import SgxQuotingEnclave, SimulatedEnclave
 from attestkit.errors import AttestKitError, UsageError, VerificationError
@@ -30,7 +31,7 @@ from attestkit.kms.local_provider.sealed_key import (
     send_message,
     td_measurements,
 )
-from attestkit.quote import Quote, TdQuoteBody
+from attestkit.quote import Quote
 from attestkit.verifier import AppraisalPolicy, Verifier
 from attestkit.verifier.claims import TcbStatus
 
@@ -63,7 +64,7 @@ class SimulatedLocalProvider(Secret):
     Args:
         pki: Simulated Intel PKI of the machine; if it has the seed of a simulated TD, the provider
             is on the same machine as this TD.
-        platform_id: Identity of the machine in the PKI, any text.
+        platform_id: Identity of the machine in the PKI, non-empty ASCII without a slash.
         enclave: Identity of the enclave; its report data are replaced.
         sealing_key: Sealing key of the enclave. None: derived from the seed of the PKI and the
             MRENCLAVE.
@@ -75,7 +76,8 @@ class SimulatedLocalProvider(Secret):
         timeout: Seconds for the request, and for the answer of a connection.
 
     Raises:
-        UsageError: If `sealing_key` is not `bytes`, or the address cannot be listened on.
+        UsageError: If `sealing_key` is not `bytes`, `platform_id` is not valid, or the address
+            cannot be listened on.
     """
 
     def __init__(
@@ -121,9 +123,7 @@ class SimulatedLocalProvider(Secret):
                 rejects it, its key has low order, or the provider is closed (UsageError).
         """
         parsed = Quote.parse(quote)
-        if not isinstance(parsed.body, TdQuoteBody):
-            text = "quote: must be of a TD, not of an SGX enclave"
-            raise VerificationError(text, reason="no_evidence")
+        td_body(parsed)  # FormatError if it is of an SGX enclave
         status = self._verify(parsed)
         if not hmac.compare_digest(parsed.header.user_data[:16], self._quoting_enclave.qe_id):
             text = "quote: must be of a TD on this machine (by its QE id)"

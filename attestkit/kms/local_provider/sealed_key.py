@@ -142,8 +142,8 @@ def decode_response(message: bytes) -> SealedKey:
     """Return the answer of a provider in a message (JSON); unknown members are ignored.
 
     Raises:
-        FormatError: If the message is malformed, or over 8 MiB, or a member over 1 MiB. Whether the
-            seed has 80 bytes is not checked.
+        FormatError: If the message is malformed or too large: over 8 MiB, 64 KiB without arrays of
+            numbers, or 1 MiB in a member. The size of the sealed seed, 80 bytes, is not checked.
     """
     found = _decode(_RESPONSE, message)
     return SealedKey(

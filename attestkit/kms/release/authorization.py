@@ -340,8 +340,9 @@ class PolicyAuthorization(KmsAuthorization):
         return self._kms_policy if role == "kms" else self._policies.get(info.app_id)
 
     def decide(self, role: Role, boot_info: BootInfo) -> Decision:
-        """Allow a guest for which there is a policy, by which its evidence was appraised, no other.
+        """Allow a guest for which there is a policy; refuse any other.
 
+        The evidence was appraised by that policy before (`choose_policy`).
         `role` is `app` for the keys of an app, `kms` for the roots; `boot_info` has verified values
         of the guest.
         """

@@ -110,7 +110,7 @@ def uncompared_registers(
     """Return the registers that `find_differences` cannot compare, such as `rtmr0`.
 
     These are registers whose events cannot be predicted. If the log explains RTMR3 only, they are
-    the registers whose expected value is unknown. None for evidence of another platform than a TD.
+    the registers whose expected value is unknown. Empty for evidence of another platform than a TD.
     """
     quote = evidence.quote
     if expected.platform != "tdx" or quote is None:

@@ -32,7 +32,8 @@ def encode_load_option(
         data: Optional data at the end.
 
     Raises:
-        UsageError: If a value is too large, or the description has an unpaired surrogate.
+        UsageError: If description or device path is too large, or the description has an unpaired
+            surrogate.
     """
     if len(description) > _MAX_DESCRIPTION or len(device_path) > 0xFFFF:
         sizes = f"{len(description)} characters, {len(device_path)} bytes"

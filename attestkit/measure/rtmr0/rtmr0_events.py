@@ -147,8 +147,8 @@ def expected_rtmr0(
             202408; `BootLayout.separator_in_rtmr1` excludes it for recent firmware.
 
     Raises:
-        FormatError: If the firmware measures nothing in a TD, has unknown boot options of its own,
-            or an image with boot options, which would change the order; or the SMBIOS table is
+        FormatError: If the firmware measures nothing in a TD, its own boot options are unknown, or
+            its variables have boot options, which would change the order; or the SMBIOS table is
             malformed.
         UsageError: If the memory is too small for the firmware, an item is too large, `boot_order`
             has a number without a boot option, or the firmware has no second separator in RTMR0.

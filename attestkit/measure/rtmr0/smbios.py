@@ -111,9 +111,9 @@ def set_processor_id(table: bytes, eax: int, edx: int) -> bytes:
 
 
 def filter_smbios(table: bytes) -> bytes:
-    """Return the copy of a published table that firmware measures, without machines' own values.
+    """Return the copy of a published table that firmware measures, without machine-specific values.
 
-    Values such as serial numbers are cleared; a table in which they are is returned unchanged.
+    Values such as serial numbers are cleared; a table that is such a copy already is unchanged.
 
     Raises:
         FormatError: If the table is malformed, or over 1 MiB.

@@ -133,7 +133,7 @@ class SnpMachine(NamedTuple):
 class KernelHashes(NamedTuple):
     """SHA-256 (32 bytes) of kernel, initrd and command line, as QEMU gives them to the firmware.
 
-    That of the initrd is of no bytes if there is none; that of the command line covers a final NUL.
+    Without an initrd, its hash is that of empty data. The command line is hashed with a final NUL.
     """
 
     kernel: bytes

@@ -34,7 +34,7 @@ class HealthProblem(NamedTuple):
 
 
 class HealthVerdict(NamedTuple):
-    """Health of the app; `error` is why three health checks in a row failed, else empty."""
+    """Health of the app; `error` is the last of three or more failures in a row, else empty."""
 
     healthy: bool
     unhealthy: tuple[HealthProblem, ...] = ()

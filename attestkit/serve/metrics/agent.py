@@ -227,7 +227,8 @@ class AgentMetrics:
         """Return all metrics in the Prometheus text format.
 
         Raises:
-            BackendError: If the system information cannot be read; other values are left out then.
+            BackendError: If the system information cannot be read. Unknown values of GPUs and of
+                the event log are no error.
         """
         await load("psutil", "prometheus_client")
         try:

@@ -58,7 +58,7 @@ UINT32: Final = "uint32"
 
 
 class Bounds(NamedTuple):
-    """Allowed values of a field, or of its items; checked by methods, published in documents."""
+    """Allowed values of a field, or of its items, for API documents; the method checks them."""
 
     least: int = 0  # bytes, characters, or the number itself
     most: int | None = None

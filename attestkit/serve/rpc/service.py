@@ -30,7 +30,7 @@ class Method(NamedTuple):
 
 
 class MethodRoute(NamedTuple):
-    """Route to a method."""
+    """The method that a path leads to, and its name for metrics."""
 
     name: str  # for metrics: the method's name, of a versioned package as in v1.GetKey
     method: Method

@@ -6,8 +6,8 @@ from attestkit.errors import AttestKitError, BackendError, FormatError, JournalE
 def backend_error(failure: str, error: AttestKitError) -> BackendError:
     """Return the BackendError that reports `error` to a client, after the text `failure`.
 
-    Its reason is that of a BackendError; for other errors `state`, `malformed_response` or
-    `io_error`.
+    Its reason is that of `error` if this is a BackendError; `state` for a JournalError,
+    `malformed_response` for a FormatError, else `io_error`.
     """
     text = f"{failure}: {error}"
     if isinstance(error, BackendError):

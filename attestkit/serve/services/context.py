@@ -225,7 +225,7 @@ class Guest:
 
         Raises:
             LimitError: If too many requests wait for the device, or after `close`.
-            BackendBusyError: If too many requests wait for the KMS.
+            BackendBusyError: If too many requests wait for the KMS, or after `close`.
             BackendError: If the KMS has not signed within 100 s.
         """
         if signs and self.signs_remotely:
@@ -306,6 +306,7 @@ class Guest:
 
         Raises:
             BackendError: Raised by `make`, or by an earlier call of it within those five seconds.
+            AttestKitError: Another error of `make`, or if the registers cannot be read.
         """
         registers = self._registers()
         cached = self._cache.get(name)
@@ -372,6 +373,7 @@ class Guest:
 
         Raises:
             BackendError: If the platform produces no evidence, or no app can be read from it.
+            AttestKitError: If the registers cannot be read.
         """
         return self.cached("identity", self._decode)
 

@@ -48,5 +48,5 @@ class SigningQueue:
             self._threads.submit(work)
 
     def close(self) -> None:
-        """Begin no more requests; those that run may take a second longer."""
+        """Begin no more requests, and wait for those that run, for up to a second."""
         self._threads.shutdown()

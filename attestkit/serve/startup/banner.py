@@ -38,10 +38,9 @@ def announce(
     attester: "Attester | None" = None,
     verifier: "VerifierSettings | None" = None,
 ) -> None:
-    """Log the banner, and write the ready line to stdout; in a worker process, do neither.
+    """Log the banner, and write the ready line to stdout; a worker's supervisor does both for it.
 
-    There its supervisor does both. A verifier without a policy, which is for development, is logged
-    as a warning.
+    A verifier without a policy, which is for development, is logged as a warning.
 
     Args:
         shared: The log, and the form of the ready line.

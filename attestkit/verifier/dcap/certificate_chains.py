@@ -37,7 +37,7 @@ _CHAIN: Final = "PCK certificate chain"
 class PckPlatform:
     """A platform whose PCK certificate chain leads to the trust anchor.
 
-    `is_cached`: later quotes with this chain get this object, because the chain is not oversized.
+    `is_cached`: whether later quotes with this chain get this object; not if it is oversized.
     """
 
     leaf: IntelCertificate

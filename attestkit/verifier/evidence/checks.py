@@ -167,7 +167,7 @@ def replay_event_log(
     Raises:
         ReplayError: If a register does not match the replay, or the evidence's list of runtime
             events does not match the log.
-        VerificationError: If an event's digest does not match its name and payload.
+        VerificationError: If a runtime event is malformed, see `EventLog.check_events`.
     """
     attestation, quote = parsed
     if attestation is None:

@@ -66,7 +66,7 @@ class Nitro:
     def authenticate(self, document: bytes, now: datetime) -> Authenticated:
         """Verify the document of an enclave, and return its signed content.
 
-        An enclave in debug mode is not rejected here, but by every policy. A caution names it.
+        Debug mode of an enclave is not rejected here but by every policy; a step reports it.
 
         Args:
             document: COSE_Sign1, tagged or untagged.

@@ -31,8 +31,8 @@ class RequiredEvent:
     because the application may emit events of any name later.
 
     Raises:
-        UsageError: If a value has the wrong type or size, or is not one of those allowed, or both
-            payload and digest are given.
+        UsageError: If a value has the wrong type or size, or is not one of those allowed, both
+            payload and digest are given, or `during` is "app" for a reserved name.
     """
 
     name: str

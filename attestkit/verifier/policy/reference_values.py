@@ -265,7 +265,7 @@ def tables_caution(claims: Claims, pinned: _Pinned) -> VerificationStep | None:
     named = bool(claims.os_image_hash)
     if claims.platform in _TDS and (named or pinned.keys() >= _REST_OF_IMAGE):
         return None if claims.acpi_tables_verified or "rtmr0" in pinned else _TD_TABLES_CAUTION
-    if claims.platform == "dstack-amd-sev-snp" and named:
+    if claims.platform == "dstack-amd-sev-snp" and (named or "measurement" in pinned):
         return _SNP_TABLES_CAUTION
     return None
 

@@ -1,6 +1,6 @@
 """Policy rules about SEV-SNP: launch, guest policy, host and firmware version of a guest.
 
-Minimum TCB versions (SVNs) are in `tcb_rules`.
+TCB status and minimum TCB versions (SVNs) are in `tcb_rules`.
 """
 
 import re

@@ -12,7 +12,7 @@ from attestkit._crypto.ed25519 import x25519_public_key
 from attestkit.backends.simulator.pki.intel_pki import SimulatedPki
 from attestkit.backends.simulator.pki.quoting_enclave import QuotingEnclave, TdBody
 from attestkit.backends.simulator.scenarios.config import QuoteConfig
-from attestkit.errors import AttestKitError, KmsError, UsageError, VerificationError
+from attestkit.errors import AttestKitError, FormatError, KmsError, UsageError
 from attestkit.kms.local_provider import SimulatedLocalProvider, TcpProvider, fetch_local_keys
 from attestkit.kms.local_provider.provider import MAX_CONNECTIONS
 from attestkit.kms.local_provider.sealed_key import (
@@ -94,7 +94,7 @@ def test_quote_of_another_machine_or_debug_td_is_refused(
 
 def test_quote_of_an_enclave_is_refused(provider: SimulatedLocalProvider) -> None:
     """The provider's own quote is not that of a TD."""
-    with raises(VerificationError, "no_evidence"):
+    with raises(FormatError, "wrong_type"):
         provider.release(provider.release(TD.get_quote(REPORT_DATA)).provider_quote)
 
 

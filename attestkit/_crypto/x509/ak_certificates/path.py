@@ -242,7 +242,7 @@ def _may_issue(authority: PathCertificate, certificate: PathCertificate) -> bool
 
 
 def authority_key_id(certificate: PathCertificate) -> bytes | None:
-    """Return the issuer's key id in a certificate; None without. SignatureError if malformed."""
+    """Return the issuer's key identifier; None if not stated. SignatureError if malformed."""
     return read_authority_key_id(certificate.extensions)
 
 

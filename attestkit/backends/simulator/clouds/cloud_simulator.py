@@ -21,7 +21,7 @@ class CloudSimulator(VtpmGuest):
     """A simulated guest with a vTPM; `collect_evidence` is that of the cloud's real backend.
 
     The arguments are those of `Simulator`; `state_dir`, `image` and `quote_version` must be None,
-    and without registers or a PCR for events (`has_kms_boot`) `kms_boot` must be False.
+    and `kms_boot` must be False unless the class sets `has_kms_boot`.
     """
 
     has_kms_boot = False

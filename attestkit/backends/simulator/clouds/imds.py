@@ -68,7 +68,7 @@ class SimulatedImds:
         """Return the response to a request; its status is 400 to 415 if the request is not valid.
 
         Requests are POST of TD_QUOTE_PATH, and GET of CERTIFICATION_PATH and LOCATION_PATH (the
-        region). Of the function `quote`, a FormatError is status 400.
+        region). If the function `quote` raises FormatError, the status is 400.
 
         Args:
             method: HTTP method.

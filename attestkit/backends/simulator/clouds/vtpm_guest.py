@@ -56,7 +56,7 @@ class SimulatedVtpm:
         paths: The kernel's paths, of which the logs are in a temporary folder.
 
     Raises:
-        BackendUnavailableError: If `kind` is "swtpm", which is not installed.
+        BackendUnavailableError: If `kind` is "swtpm", and swtpm is missing or cannot be started.
     """
 
     def __init__(

@@ -353,7 +353,7 @@ class Faults:
             self._queues = {}
 
     def armed(self) -> tuple[Fault, ...]:
-        """Return the faults that are still to be injected; `times` and `skip` are what remains."""
+        """Return the faults still to be injected, with the remaining `times` and `skip`."""
         with self._lock:
             return tuple(fault for queue in self._queues.values() for fault in queue)
 
@@ -389,7 +389,7 @@ class Faults:
         return fault.name if fault else ""
 
     def check(self, operation: str) -> None:
-        """Raise the OSError of the fault to inject into this `operation`, if any; count it."""
+        """Count this `operation`, and raise the OSError of the fault to inject into it, if any."""
         if fault := self.strike(operation):
             raise OSError(fault.number, os.strerror(fault.number))
 

@@ -200,10 +200,10 @@ class FaultInjector:
         """Extend RTMR3 for an event; the fault torn_journal then truncates its line in the log.
 
         Args:
-            extend: Extends it.
+            extend: Function that extends the register.
 
         Raises:
-            BackendError: As for `extend`.
+            BackendError: As for the method `extend`.
         """
         self.extend(3, extend)
         if self.faults.any:

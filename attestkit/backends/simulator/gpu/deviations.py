@@ -112,7 +112,7 @@ def other_nonce(content: ReportContent) -> ReportContent:
 
 
 def exchange_blocks(content: ReportContent) -> ReportContent:
-    """Exchange the indexes of the first two measurement blocks: 2, 1, 3, ...."""
+    """Exchange the indexes of the first two measurement blocks: 2, 1, 3 and so on."""
     indexes = list(range(1, len(content.measurements) + 1))
     indexes[:2] = 2, 1
     return content._replace(indexes=tuple(indexes))

@@ -163,7 +163,7 @@ class SimulatedGpuServices:
         """Return the response to a POST of `body` to `path`; None without a route.
 
         The body is an OCSP request (DER) or a request to NRAS (JSON). If it is malformed, the
-        response is an OCSP error of status 200, or of NRAS one of status 400.
+        response is an OCSP error with status 200, or an error of NRAS with status 400.
         """
         if path.rstrip("/") == _OCSP:
             status = self._gpus.ocsp.respond(body, self._moment())

@@ -121,7 +121,7 @@ class SimulatedGpus:
         return chain
 
     def chain_pem(self, device: SimulatedDevice) -> bytes:
-        """Return the certificates of `chain` as the driver returns them: PEM, maybe NUL-padded."""
+        """Return a device's certificates as the driver does: PEM, NUL-padded by a fault."""
         padding = self._fault.padding if device is self.devices[0] else 0
         return encode_chain(self.chain(device)) + bytes(padding)
 

@@ -134,7 +134,7 @@ class QuotingEnclave:
             version: 4 or 5.
 
         Raises:
-            UsageError: If the version is not 4 or 5, or the body has no size of that version.
+            UsageError: If the version is not 4 or 5, or the body has another size than it allows.
         """
         head = self._quote_heads.get((version, len(body)))
         if head is None:

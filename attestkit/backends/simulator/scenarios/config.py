@@ -278,7 +278,7 @@ class QuoteConfig(msgspec.Struct, frozen=True):
     """Content of quotes and QE report; a field that is None follows the PKI or the platform.
 
     Raises:
-        UsageError: If a value has the wrong type or size, or is out of range.
+        UsageError: If a number or bytes have the wrong type or size, or are out of range.
     """
 
     # Header.

@@ -171,7 +171,7 @@ def describe_scenarios() -> tuple[str, ...]:
 
 
 def chosen_scenario(chosen: object, platform: object = None) -> Scenario:
-    """Return the scenario that an argument names, or that it is.
+    """Return the scenario for `chosen` and `platform`.
 
     Args:
         chosen: A name, a Scenario, or None for an up-to-date guest.
@@ -209,7 +209,7 @@ def scenario(name: str) -> Scenario:
     After "gpu-" any fault is accepted here; the simulator raises UsageError for an unknown one.
 
     Raises:
-        UsageError: If another name is unknown; the text suggests similar names.
+        UsageError: If any other name is unknown; the text suggests similar names.
     """
     if name.startswith(GPU_PREFIX):  # the simulator checks the rest when it attaches the GPUs
         return Scenario(gpu_fault=name.removeprefix(GPU_PREFIX))

@@ -157,8 +157,8 @@ class NearAiCloud(_NearAi):
             FormatError: If a report is malformed.
             ServiceError: If the answer has no evidence of a model (reason `ends_at_gateway`), or
                 evidence is not for this model, nonce or TLS key.
-            UsageError: If there is not exactly one answer, no model is named, or the nonce is not
-                32 bytes.
+            UsageError: If there is not exactly one answer, `model` is missing or not a valid name,
+                or the nonce is not 32 bytes.
         """
         check_nonce(nonce)
         members = read_answer_object(only_answer(answers), _WHAT)

@@ -40,8 +40,8 @@ class StoppedQemu:
 
     On Linux it is also killed when this process or thread ends, however it ends.
 
-    All methods raise ConfigError if QEMU has exited, with its error output, and BackendError at the
-    time limit or after an answer that is not of the protocol.
+    Methods for ports and memory raise ConfigError if QEMU has exited, with its error output, and
+    BackendError at the time limit or after an answer that is not of the protocol.
     """
 
     def __init__(self, command: Sequence[str], *, seconds: float = DEFAULT_SECONDS) -> None:

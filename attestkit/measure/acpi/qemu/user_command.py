@@ -107,8 +107,8 @@ def clean_command(
 
     Raises:
         UsageError: If an option, device or value is unknown or has an unknown effect on the tables;
-            the machine is not q35; -nodefaults or -m is missing; or the line is malformed or long,
-            as for `split_command`.
+            the machine is not q35; -nodefaults or -m is missing; or the line is malformed or too
+            long.
     """
     words = split_command(text) if isinstance(text, str) else check_words(list(text))
     if words and not words[0].startswith("-"):

@@ -187,8 +187,7 @@ def is_listed(spki: bytes, trusted_aks: Iterable[bytes]) -> bool:
 def form_steps(key: AttestationKey, *, by_google: bool) -> tuple[VerificationStep, ...]:
     """Return a caution if the key may be unrestricted, and sign data that the TPM did not make.
 
-    It is in a tuple, which is empty otherwise. Certificates and lists cover the key without its
-    attributes.
+    The tuple is empty otherwise. Certificates and lists cover the key without its attributes.
 
     Args:
         key: The key.

@@ -99,7 +99,7 @@ class CommandReader:
         return int.from_bytes(self.take(8), "big")
 
     def sized(self, largest: int) -> bytes:
-        """Read a TPM2B; return its content. TpmResponseError if that has over `largest` bytes."""
+        """Return the content of a TPM2B; TpmResponseError if truncated or over `largest` bytes."""
         size = self.u16()
         if size > largest:
             raise self.error(codes.RC_SIZE)

@@ -282,7 +282,10 @@ class TpmState:
 
     @property
     def failures(self) -> int:
-        """Number of wrong passwords that count; `locked_out` forgets those of over 1000 s ago."""
+        """Number of wrong passwords that count for the lockout.
+
+        `locked_out` forgets those of 1000 s ago or earlier.
+        """
         return len(self._failures)
 
     def count_failure(self) -> None:

@@ -147,7 +147,7 @@ def run_evict_control(call: CommandCall) -> CommandReply:
 
 
 def run_quote(call: CommandCall) -> CommandReply:
-    """Run TPM2_Quote: sign PCR digest and qualifying data by a key that can sign."""
+    """Run TPM2_Quote: sign PCR digest and qualifying data with a signing key."""
     reader = call.reader
     extra_data = reader.next().sized(LARGEST_DATA)
     wanted = _read_scheme(reader.next())
