@@ -89,6 +89,21 @@ def normalize_members(name: str, given: object, kind: type[_T]) -> frozenset[_T]
         raise wanted from error
 
 
+def normalize_blobs(name: str, given: object) -> tuple[bytes, ...]:
+    """Return the items of `given`, the value of argument `name`, as a tuple.
+
+    Raises:
+        UsageError: If `given` is not a collection of bytes, or is itself text or bytes.
+    """
+    wanted = UsageError(f"{name}: must be a collection of bytes", reason="wrong_type")
+    if not isinstance(given, Iterable) or isinstance(given, (str, bytes)):
+        raise wanted
+    found = tuple(given)
+    if not all(isinstance(one, bytes) for one in found):
+        raise wanted
+    return found
+
+
 def name_argument(name: str, read: Callable[[], _T]) -> _T:
     """Return `read()`; a FormatError becomes a UsageError about the argument `name`."""
     try:

@@ -47,8 +47,9 @@ def read_proxy(url: str) -> Proxy:
         parts = urlsplit(url)
         host, port = parts.hostname or "", parts.port or 80
         user = f"{unquote(parts.username or '')}:{unquote(parts.password or '')}".encode()
-    except ValueError as error:
-        raise UsageError(message, reason="wrong_value") from error
+    except ValueError:
+        # Its text may have a part of the password.
+        raise UsageError(message, reason="wrong_value") from None
     netloc = parts.netloc.rpartition("@")[2]
     if parts.scheme != "http" or not is_host(netloc, host.removesuffix(".")):
         raise UsageError(message, reason="wrong_value")

@@ -121,7 +121,8 @@ class LocalProxy:
         try:
             return socket.create_server((host, port), family=family)
         except OSError as error:
-            problem = os.strerror(error.errno) if error.errno else str(error)
+            number = error.errno or 0
+            problem = os.strerror(number) if number > 0 else str(error)  # negative: the resolver's
             message = f"--serve {host}:{port}: cannot listen: {problem}"
             in_use = error.errno == errno.EADDRINUSE
             raise ConfigError(message, reason="in_use" if in_use else "wrong_value") from error

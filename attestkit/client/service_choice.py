@@ -118,7 +118,7 @@ def choose_service(name: str | Service, dialing: Dialing) -> Service:
 
     Raises:
         UsageError: If the name is unknown, or the URL of the proxy is not valid.
-        FormatError: If `server_ca` is not PEM.
+        FormatError: If `server_ca` is not PEM, or a certificate in it is malformed.
         ServiceError: If the connection fails, or the certificate is not accepted and has no
             evidence (reason `unknown_service`).
     """

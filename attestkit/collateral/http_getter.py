@@ -138,8 +138,7 @@ class HttpGetter:
 
 
 def _split_url(url: str) -> SplitResult:
-    # An authority with a user name may contain a password: not shown.
-    name = "URL with a user name" if "@" in url else url
+    name = "URL with an @" if "@" in url else url  # it may have a password: not shown
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # an invalid port raises ValueError

@@ -51,12 +51,12 @@ def base_url(text: str) -> str:
     try:
         parts = urlsplit(text)
         host, _ = parts.hostname, parts.port  # an invalid port raises ValueError
-    except ValueError as error:
-        raise _url_error("not a valid URL") from error
-    if "@" in parts.netloc or "\\" in text:  # may hold a password: not shown
+    except ValueError:
+        raise _url_error("not a valid URL") from None  # its text may have a part of the URL
+    if "@" in parts.netloc or "\\" in text:
         raise _url_error("contains a user name or a backslash")
     if parts.scheme not in {"http", "https"} or not host or parts.query or parts.fragment:
-        raise _url_error(f"unsupported scheme, no host, or a query or fragment: {text}")
+        raise _url_error("unsupported scheme, no host, or a query or fragment")
     path = parts.path.rstrip("/")
     for suffix in _SUFFIXES:
         path = path.removesuffix(suffix).rstrip("/")
@@ -64,6 +64,7 @@ def base_url(text: str) -> str:
 
 
 def _url_error(problem: str) -> UsageError:
+    # Without the URL, which may have a password or a subscription key.
     message = f"PCCS URL: {problem}; must be http(s)://HOST:PORT with an optional path"
     return UsageError(message, reason="wrong_value")
 

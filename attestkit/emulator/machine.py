@@ -104,7 +104,7 @@ class Setup:
     def __post_init__(self) -> None:
         _check_name("provider", self.provider, PROVIDERS)
         _check_name("driver", self.driver, tdx_driver.DRIVERS)
-        if self.quote_version not in {4, 5}:
+        if self.quote_version not in (4, 5):
             text = f"quote_version: must be 4 or 5, not {self.quote_version!r}"
             raise UsageError(text, reason="wrong_value")
         if (wanted := self.scenario.quote_version) not in {None, self.quote_version}:

@@ -32,6 +32,7 @@ from attestkit.event_log import EventLog
 from attestkit.event_log.journal import replay_from
 from attestkit.event_log.runtime_events import runtime_event
 from attestkit.quote import Quote
+from attestkit.snp_report import SIZE as SNP_SIZE
 from attestkit.snp_report import SnpReport
 
 _REPORT_DATA: Final = bytes(range(64))
@@ -89,9 +90,6 @@ class BackendContract:
         """
         with self.opened() as backend:
             collects = isinstance(backend, EvidenceCollector)
-            is_snp = isinstance(backend, SnpReporter) or (
-                collects and not isinstance(backend, RegisterExtender)
-            )
             for report_data in (bytes(64), _REPORT_DATA):
                 try:
                     raw = backend.get_quote(report_data)
@@ -99,6 +97,7 @@ class BackendContract:
                     assert collects, "get_quote: only that of an EvidenceCollector may be missing"
                     continue
                 assert type(raw) is bytes
+                is_snp = isinstance(backend, SnpReporter) or (collects and len(raw) == SNP_SIZE)
                 parsed = SnpReport.parse(raw) if is_snp else Quote.parse(raw)
                 assert parsed.report_data == report_data
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from attestkit._argument_checks import wrong_type
+from attestkit._argument_checks import normalize_blobs, wrong_type
 from attestkit._crypto.pem import split_der_or_pem
 from attestkit._crypto.x509.cert_path import read_path_certificate
 from attestkit._system.fork_safety import unlocked_property
@@ -53,6 +53,17 @@ class AkSettings(NamedTuple):
     fetch: bool = False
     getter: "Getter | None" = None  # None: an HTTP client of the standard library
 
+    @classmethod
+    def of(cls, roots: Sequence[bytes], certificates: Sequence[bytes]) -> "AkSettings":
+        """Return settings with these arguments `ak_roots` and `ak_certificates` of a `Verifier`.
+
+        Raises:
+            UsageError: If one is not a collection of bytes.
+        """
+        return cls(
+            normalize_blobs("ak_roots", roots), normalize_blobs("ak_certificates", certificates)
+        )
+
 
 class Authenticators:
     """Authenticators of all platforms, under the vendors' roots or one trust anchor."""
@@ -85,11 +96,13 @@ class Authenticators:
             None if trust_anchor is None else _single_certificate(trust_anchor)
         )
         self._nitro_anchor = self.trust_anchor if nitro is None else _single_certificate(nitro)
-        self.snp_certificates: tuple[bytes, ...] = tuple(snp_certificates)
+        self.snp_certificates: tuple[bytes, ...] = normalize_blobs(
+            "snp_certificates", snp_certificates
+        )
         self.ak_settings = ak_settings
         if ak_settings.roots or ak_settings.certificates:
             _ = self.ak_chains  # reports malformed ones at once
-        self.amd_crls: tuple[bytes, ...] = tuple(amd_crls)
+        self.amd_crls: tuple[bytes, ...] = normalize_blobs("amd_crls", amd_crls)
         if self.snp_certificates or self.amd_crls:
             _ = self._amd  # as above
 

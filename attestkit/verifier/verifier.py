@@ -123,8 +123,8 @@ class Verifier:
         self._roots = trust_anchor if isinstance(trust_anchor, SimulatedRoots) else None
         if self._roots is not None:
             gpu_roots = simulated_gpu_roots(self._roots, ak_roots, gpu_roots)
-        certificates = tuple(ak_certificates)
-        keys = AkSettings(tuple(ak_roots), certificates, fetch_ak_certificates, getter)
+        keys = AkSettings.of(ak_roots, ak_certificates)
+        keys = keys._replace(fetch=fetch_ak_certificates, getter=getter)
         self._authenticators = Authenticators(trust_anchor, snp_certificates, keys, amd_crls)
         self._collateral = collateral
         self._pccs_url = pccs_url

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from attestkit._crypto import ed25519
 from attestkit._crypto.ed25519 import Ed25519Key
+from attestkit._crypto.hashes import sha256
 from attestkit.errors import UsageError
 from tests.raising import raises
 
@@ -57,6 +58,9 @@ def test_ed25519_verify_strict_checks_the_size() -> None:
     assert not ed25519.ed25519_verify_strict(key.public_key, signature + b"d", b"ata")
     for other in (b"", key.public_key[:31], key.public_key + b"\0"):
         assert not ed25519.ed25519_verify_strict(other, signature, b"data")
+    short = Ed25519Key(sha256(b"124"))  # its public key ends in 0, as a copy of 31 bytes does
+    assert short.public_key[31] == 0
+    assert not ed25519.ed25519_verify_strict(short.public_key[:31], short.sign(b"data"), b"data")
 
 
 def test_ed25519_verify_rejects_keys_off_the_curve() -> None:

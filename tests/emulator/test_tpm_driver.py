@@ -16,6 +16,7 @@ from attestkit.emulator.machine import REPORTS, Machine, Setup
 from attestkit.errors import UsageError
 from tests.backends.simulator.simulated_cases import NOW, SEED
 from tests.runner.cases import every_case
+from tests.untyped import untyped
 
 GET_RANDOM = bytes.fromhex("80010000000c0000017b0008")
 READ_PCRS = bytes.fromhex("8001000000140000017e00000001000b03800000")  # PCR 7, SHA-256
@@ -236,9 +237,10 @@ def test_scenario_of_collectors_is_refused(platform: str, cloud: CloudConfig) ->
 
 def test_setup_refuses_another_version_of_quotes() -> None:
     """Versions 4 and 5 exist."""
-    with pytest.raises(UsageError) as refused:
-        Setup(quote_version=7)
-    assert refused.value.reason == "wrong_value"
+    for version in (7, untyped([4])):
+        with pytest.raises(UsageError) as refused:
+            Setup(quote_version=version)
+        assert refused.value.reason == "wrong_value"
 
 
 def test_setup_refuses_what_the_cloud_does_not_have() -> None:

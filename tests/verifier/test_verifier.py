@@ -186,6 +186,10 @@ def test_verifier_malformed_certificate_is_usage_error(argument: str) -> None:
     options: dict[str, Any] = {argument: [b"rubbish"]}
     with raises(UsageError, "wrong_value", start=f"{argument}: "):
         Verifier(**options)
+    for wrong in ("text", PKI.root_der, ["text"], None, 5):
+        options[argument] = wrong
+        with raises(UsageError, "wrong_type", start=f"{argument}: "):
+            Verifier(**options)
 
 
 def test_verify_report_data_none_must_be_explicit() -> None:

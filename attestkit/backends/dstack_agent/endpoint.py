@@ -45,18 +45,19 @@ def parse_endpoint(endpoint: str) -> Address:
     Raises:
         UsageError: If the URL is invalid. Paths are not checked.
     """
-    return _parse_url(endpoint) if endpoint.startswith(_URL) else Address(path=endpoint)
+    return _parse_url(endpoint) if endpoint.lower().startswith(_URL) else Address(path=endpoint)
 
 
 def _parse_url(url: str) -> Address:
     from urllib.parse import urlsplit  # imported by http.client as well
 
-    shown = "it has an @" if "@" in url else printable(url)  # a password is not shown
+    if "@" in url:  # a URL with a user may have a password: not shown
+        raise UsageError("endpoint: must not have a user or @", reason="wrong_value")
     wrong = UsageError(
-        f"endpoint: must be http(s)://HOST[:PORT][/PATH], without user or query: {shown}",
+        f"endpoint: must be http(s)://HOST[:PORT][/PATH], without query: {printable(url)}",
         reason="wrong_value",
     )
-    if not url.isascii() or not url.isprintable() or set(" ?#@\\") & set(url):
+    if not url.isascii() or not url.isprintable() or set(" ?#\\") & set(url):
         raise wrong
     try:
         parts = urlsplit(url)

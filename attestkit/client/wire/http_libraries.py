@@ -150,9 +150,10 @@ class PoolOptions:
         if proxy is not None and not isinstance(proxy, httpx.Proxy):
             try:
                 proxy = httpx.Proxy(url=proxy)
-            except (ValueError, TypeError, httpx.InvalidURL) as error:
+            except (ValueError, TypeError, httpx.InvalidURL):
                 message = "proxy: must be a URL of http, https, socks5 or socks5h"
-                raise UsageError(message, reason="wrong_value") from error
+                # The text of that error may have a part of the password.
+                raise UsageError(message, reason="wrong_value") from None
         if proxy is not None and proxy.url.scheme.startswith("socks") and not find_spec("socksio"):
             message = "proxy: SOCKS needs socksio, which is not installed; pip install socksio"
             raise UsageError(message, reason="missing_dependency")

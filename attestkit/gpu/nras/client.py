@@ -165,8 +165,8 @@ def _base(url: str) -> str:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port  # an invalid port raises ValueError
-    except ValueError as error:
-        raise _misused("not a valid URL", "wrong_value") from error
+    except ValueError:
+        raise _misused("not a valid URL", "wrong_value") from None
     is_plain = url.isascii() and url.isprintable() and _NOT_IN_URL.isdisjoint(url)
     is_local = parts.scheme == "http" and host in _THIS_MACHINE
     if not is_plain or not host or not (parts.scheme == "https" or is_local):

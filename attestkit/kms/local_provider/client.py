@@ -195,8 +195,9 @@ def _read_url(url: str) -> _Endpoint:
         endpoint = None
     printable = url.isascii() and url.isprintable() and " " not in url
     if endpoint is None or not printable:
-        given = _sanitize.one_line(url, _LONGEST_TEXT)
-        text = f"host_api_url: must be vsock://CID:PORT/PATH or http://HOST:PORT/PATH, not {given}"
+        # A URL with a user may have a password: not shown.
+        given = "" if "@" in url else f", not {_sanitize.one_line(url, _LONGEST_TEXT)}"
+        text = f"host_api_url: must be vsock://CID:PORT/PATH or http://HOST:PORT/PATH{given}"
         raise ConfigError(text, reason="wrong_value")
     return endpoint
 

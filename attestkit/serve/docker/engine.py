@@ -354,8 +354,8 @@ def _endpoint(address: str) -> tuple[str | None, str]:
     try:
         parts = urlsplit(address)
         path, port = parts.path, parts.port
-    except ValueError as error:
-        raise _unsupported(address) from error
+    except ValueError:
+        raise _unsupported(address) from None  # its text may have a part of a password
     extra = parts.query or parts.fragment or "@" in parts.netloc
     if parts.scheme in {"", "unix"} and path.startswith("/") and not (parts.netloc or extra):
         return path, "unix://localhost"

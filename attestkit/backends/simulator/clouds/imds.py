@@ -133,7 +133,7 @@ def _read_report(body: bytes) -> bytes | None:
     """
     try:
         fields = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     text = fields.get("report") if isinstance(fields, dict) else None
     if not isinstance(text, str) or not _BASE64URL.fullmatch(text):

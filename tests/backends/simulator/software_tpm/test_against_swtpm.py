@@ -127,8 +127,14 @@ def test_omissions_are_refused(pair: TpmPair, name: str) -> None:
         capability(5, 0),
         authorized(0x120, handles(OWNER, 0x80000000), handles(PERSISTENT)),
         authorized(0x122, handles(OWNER, INDEX)),
+        authorized(0x165, b"", handles(0x80000000)),
+        authorized(0x161, b"", bytes(40)),
+        authorized(0x162, handles(0x80000000)),
     ],
-    ids=["extend", "define", "read", "write", "session", "capability", "evict", "undefine"],
+    ids=[
+        *("extend", "define", "read", "write", "session", "capability", "evict", "undefine"),
+        *("flush", "context-load", "context-save"),
+    ],
 )
 def test_cut_commands_get_the_same_code(pair: TpmPair, command: bytes) -> None:
     """A command that ends at any byte is refused alike."""

@@ -52,16 +52,26 @@ class AuthorizedCommand(NamedTuple):
     role: int  # use for which their passwords must be valid: READ, WRITE or both
 
 
-def read_authorizations(reader: CommandReader, state: TpmState) -> list[GivenAuthorization]:
+def read_authorizations(
+    reader: CommandReader, state: TpmState, *, allowed: bool
+) -> list[GivenAuthorization]:
     """Read the authorization area, and leave the reader at the parameters.
 
+    Args:
+        reader: The command, at the size of the area.
+        state: State of the TPM.
+        allowed: Whether the command may have an authorization area.
+
     Raises:
-        TpmResponseError: If the area is malformed, or names a session that is not loaded.
+        TpmResponseError: If the area is malformed or not allowed, or names a session that is not
+            loaded.
     """
     size = reader.u32()
     end = reader.at + size
     if size < _SMALLEST_AREA or end > len(reader.data):
         raise TpmResponseError(codes.RC_SIZE)
+    if not allowed:
+        raise TpmResponseError(codes.RC_AUTH_CONTEXT)
     area = CommandReader(reader.data[reader.at : end])
     reader.at = end
     found: list[GivenAuthorization] = []

@@ -259,9 +259,7 @@ class TpmModel:
             if command.authorized:
                 raise TpmResponseError(codes.RC_AUTH_MISSING)
             return []
-        if not command.takes_session:
-            raise TpmResponseError(codes.RC_AUTH_CONTEXT)
-        given = read_authorizations(reader, self._state)
+        given = read_authorizations(reader, self._state, allowed=command.takes_session)
         checked = AuthorizedCommand(command.code, entities, command.authorized, command.role)
         return check_authorizations(self._state, checked, given, reader.data[reader.at :])
 
