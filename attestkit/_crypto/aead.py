@@ -52,8 +52,7 @@ def aes_gcm_decrypt(key: bytes, iv: bytes, ciphertext: bytes, associated: bytes 
 def chacha20_encrypt(key: bytes, nonce: bytes, plaintext: bytes) -> bytes:
     """Encrypt `plaintext` with ChaCha20-Poly1305; return ciphertext and the tag of 16 bytes.
 
-    The key has 32 bytes and the nonce 12; there are no associated data. Raises as
-    `aes_gcm_encrypt`.
+    The key has 32 bytes and the nonce 12, without associated data. Raises as `aes_gcm_encrypt`.
     """
     _check_sizes("ChaCha20-Poly1305", key, nonce)
     return ChaCha20Poly1305(key).encrypt(nonce, plaintext, None)

@@ -203,7 +203,7 @@ class QuoteBase:
         self._data, self._made, self._body = data, None, None
 
     def find_body(self, body: type[tuple[Any, ...]], make: "Callable[[Any], Any]") -> object:
-        """Return the body, which is created on first use.
+        """Return the report body of the TD or enclave; it is created on first use and kept.
 
         Args:
             body: Class of the body of a TD, a named tuple with the fields of TDX 1.5.

@@ -125,9 +125,9 @@ def exchange(
         limits: Limits of the response and of time.
 
     Raises:
-        ExchangeError: If the request is not valid, there is no connection or no response in time,
-            or the response exceeds a limit, is malformed or truncated, or has an encoding, which
-            was not requested.
+        ExchangeError: If the request is invalid, the connection or the response takes too long or
+            fails, or the response exceeds a limit, is malformed or truncated, or has an encoding,
+            which was not requested.
         AttestKitError: From `connect`.
     """
     from http.client import HTTPException

@@ -39,7 +39,9 @@ def verify_proof(
     use_bundle_time: bool = False,
     **verifier: "Unpack[VerifierSettings]",
 ) -> Proof:
-    """Verify a saved proof again, without network access, and return it.
+    """Verify a saved proof again, and return it.
+
+    Nothing is fetched, unless `policy` has a Verifier with `pccs_url`.
 
     Evidence and collateral are signed, the file itself is not: that the nonce was fresh and the
     certificate was observed in a handshake is an unverified statement of the file. Keys of NVIDIA's
@@ -63,7 +65,7 @@ def verify_proof(
             certificate in the bundle.
         VerificationError: If evidence is not valid, not accepted, or has expired.
         CollateralError: If the bundle lacks collateral or endorsements of its evidence.
-        FormatError: If an answer or a certificate in the bundle is malformed.
+        FormatError: If the bundle, an answer or a certificate in it is malformed or inconsistent.
         UsageError: If an argument is not valid, or the service is unknown.
         ConfigError: If a policy's file cannot be read or is malformed.
     """

@@ -131,8 +131,8 @@ class IssuerSession:
         """Return the certificate at the first of `urls` that has an answer; DER or PEM.
 
         Raises:
-            CollateralError: If no URL has an answer (also if there is none, or none is of an
-                allowed host), or the limit of requests or time is reached.
+            CollateralError: If no URL of an allowed host has an answer, also without any URL,
+                or the limit of requests or time is reached.
         """
         return self._first(urls, _CERTIFICATE_LIMIT)
 

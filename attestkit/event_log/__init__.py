@@ -181,8 +181,8 @@ class EventLog:
         Digests of runtime events may be empty; they are always computed from name and payload.
 
         Raises:
-            FormatError: If the text is not JSON, has over 16,777,216 characters or 65,536 events,
-                or an event is not valid; the message gives the index of the event.
+            FormatError: If the text is not JSON, has over 16 Mi characters or 65,536 events, or an
+                event is not valid; the message gives its index.
             UsageError: If `data` is neither `bytes` nor `str`.
         """
         walked = _native.agent_json_walk(data)
@@ -218,8 +218,7 @@ class EventLog:
         Raises:
             FormatError: If the encoding is malformed; if a record is not for a register of a TD
                 (records of IMA, systemd or an NV index); if its number does not increase; or if
-                the log exceeds 16 MiB or 65,536 records. The message gives the position of the
-                record, from 0.
+                the log exceeds 16 MiB or 65,536 records. The message counts records from 0.
             UsageError: If `data` is neither `bytes` nor `str`.
         """
         events, warnings = cel.read(data)
@@ -234,8 +233,7 @@ class EventLog:
         A version 2 event that does not match its preimage is accepted here and fails `check`.
 
         Raises:
-            FormatError: If register, type, version, name or digest of an event is not valid; the
-                message gives its index.
+            FormatError: If an event is not valid; the message gives its index.
         """
         wire_events = tuple(wire_events)
         if (made := _make_events(wire_events)) is None:
@@ -313,11 +311,10 @@ class EventLog:
             registers: Numbers of the RTMRs to compare, 0 to 3, at least one.
 
         Raises:
-            ReplayError: If a register differs (reason `rtmr_mismatch`). The message lists every
-                register that differs; the attributes of the error describe the first one.
+            ReplayError: If registers differ (`rtmr_mismatch`); the message lists them, and the
+                attributes of the error describe the first one.
             VerificationError: If the runtime events are ambiguous; see `check_events`.
-            UsageError: If `registers` is empty, or not numbers from 0 to 3, or the quote is of an
-                SGX enclave.
+            UsageError: If `registers` are not some of 0 to 3, or the quote is of an SGX enclave.
         """
         if not registers or not all(register in (0, 1, 2, 3) for register in registers):
             message = "registers: must be one or more numbers from 0 to 3"
@@ -369,8 +366,7 @@ class EventLog:
         """Return a copy of this log with runtime events appended.
 
         Raises:
-            UsageError: If one of them is not a valid runtime event of RTMR3; the message gives its
-                index in `events`.
+            UsageError: If one, whose index the message gives, is not a runtime event of RTMR3.
         """
         more = tuple(events)
         for index, event in enumerate(more):

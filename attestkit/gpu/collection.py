@@ -54,7 +54,7 @@ def collect(nonce: bytes, *, switches: bool | None = None) -> GpuEvidence:
     Raises:
         UsageError: If the nonce is not 32 bytes.
         BackendUnavailableError: If the driver, its libraries or nvidia-ml-py are missing or too
-            old, this process lacks a permission, there is no GPU, a device is not of Hopper,
+            old, this process lacks a permission, a GPU is missing, a device is not of Hopper,
             Blackwell or LS10, or confidential computing is off.
         BackendBusyError: If the driver does not answer in time.
         BackendError: If the driver returns any other error, or invalid data.

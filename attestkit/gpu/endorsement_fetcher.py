@@ -77,9 +77,9 @@ def fetch_rim(identifier: str, getter: Getter, url: str = NVIDIA_RIM_URL) -> byt
         The XML document.
 
     Raises:
-        CollateralError: If there is no such RIM, or `identifier` has other characters than letters,
-            digits, `_`, `-` and `.` (`missing`), the service cannot be reached or returned an error
-            (`fetch_failed`), or its answer is invalid (`malformed`, `too_large`).
+        CollateralError: If the service lacks this RIM, or `identifier` has other characters than
+            letters, digits, `_`, `-` and `.` (`missing`), the service cannot be reached or returned
+            an error (`fetch_failed`), or its answer is invalid (`malformed`, `too_large`).
     """
     if not IDENTIFIER.fullmatch(identifier):
         # Versions in a report are text of the device.

@@ -54,8 +54,8 @@ class CertRequest(NamedTuple):
         """Encode the request in version 2.
 
         Raises:
-            UsageError: If there is no evidence, a value cannot be encoded, there are over 256
-                alternative names, or the request is too large.
+            UsageError: If the evidence is missing, a value cannot be encoded, the alternative names
+                are over 256, or the request is too large.
         """
         if self.evidence is None:
             message = (

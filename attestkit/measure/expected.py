@@ -231,8 +231,8 @@ class ExpectedMeasurements:
     def rtmrs(self) -> tuple[bytes | None, bytes | None, bytes | None]:
         """RTMR0 to RTMR2, 48 bytes each.
 
-        One is None if a digest is missing, `incomplete` names the register, or `other_events` give
-        another value. All are None on SEV-SNP.
+        None replaces the value of a register if a digest is missing, `incomplete` names it, or
+        `other_events` give another value; on SEV-SNP that of each.
         """
         zero, one, two = (self._register(number) for number in TDX_REGISTERS)
         return zero, one, two

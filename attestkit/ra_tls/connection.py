@@ -227,8 +227,8 @@ class AttestedSocket(_Attested, ssl.SSLSocket):
 
         Raises:
             PeerRefusedError: If the verification fails; reads and writes then raise it, too.
-            OSError: If the TLS handshake fails, or there is no connection: before `connect`, or
-                after `shutdown`.
+            OSError: If the TLS handshake fails, or the socket is not connected: before `connect`,
+                or after `shutdown`.
         """
         self._raise_if_refused()
         self._refuse_plaintext()

@@ -383,7 +383,8 @@ def load_authorities(context: ssl.SSLContext, authorities: str | bytes) -> None:
     try:
         context.load_verify_locations(cadata=_pem(authorities))
     except FormatError as error:
-        raise FormatError(f"CA certificates: {error}", reason=error.reason) from error
+        message = f"CA certificates: {error.message}"
+        raise FormatError(message, reason=error.reason, offset=error.offset) from error
     except ssl.SSLError as error:
         raise FormatError("CA certificates: one is malformed", reason="syntax") from error
 

@@ -301,7 +301,7 @@ class Authenticators:
     def explain(self, authenticated: Authenticated, quote: Quote, collateral: Collateral) -> str:
         """Return a sentence on the outdated component of the platform of a quote.
 
-        Empty if the TCB status is UpToDate, or there is none.
+        Empty if the TCB status is UpToDate or missing.
         """
         if authenticated.status in {None, TcbStatus.UP_TO_DATE}:
             return ""

@@ -94,7 +94,7 @@ class GpuTrust(NamedTuple):
         """Return a copy with `given`, endorsements of a bundle or request, in place of its own.
 
         Manifests and OCSP answers are signed. The keys of NVIDIA's attestation service are not, so
-        the verifier's own are kept. If `given` is None, the copy has no endorsements.
+        the verifier's own are kept. None gives a copy without endorsements.
         """
         if given is None:
             return GpuTrust(self.roots)

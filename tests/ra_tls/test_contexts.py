@@ -30,6 +30,7 @@ from tests.ra_tls.talks import TIMEOUT, connect_tcp, connected, run_on_loop
 from tests.ra_tls.tds import VALID, client_context, server_context
 from tests.raising import raises
 from tests.runner.cases import every_case
+from tests.untyped import untyped
 from tests.verifier.platforms import intel
 
 MUCH = os.urandom(2_000_000)
@@ -180,12 +181,19 @@ MALFORMED = encode_pem("CERTIFICATE", bytes.fromhex("3003020101"))  # PEM of ano
     "authority",
     ["", b"", "x", "ü".encode(), read_certificate(tds.CA).der, tds.CA[:-30], MALFORMED],
 )
-def test_peer_ca_of_other_input_is_usage_error(authority: str | bytes) -> None:
+def test_peer_ca_of_other_text_is_format_error(authority: str | bytes) -> None:
     """Other input is rejected, and not read as an empty list."""
     with raises(FormatError, "syntax", "encoding"):
         server_context(peer_ca=authority)
     with raises(FormatError, "syntax", "encoding"):
         client_context(server_ca=authority)
+
+
+def test_peer_ca_of_another_type_is_usage_error() -> None:
+    """Neither a path object nor a number is read as certificates."""
+    for wrong in (Path("ca.pem"), 5):
+        with raises(UsageError, "wrong_type"):
+            server_context(peer_ca=untyped(wrong))
 
 
 def test_peer_ca_may_be_intermediate() -> None:

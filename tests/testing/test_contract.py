@@ -90,6 +90,11 @@ def open_new_journal(_: object, version: int | None = None) -> object:
     return Simulator().open_journal(version)
 
 
+def refuse_quote(_: object, report_data: bytes) -> bytes:
+    """Raise UnsupportedError, as only a backend whose evidence has several parts may."""
+    raise UnsupportedError(f"no quote over {len(report_data)} bytes", reason="no_quote")
+
+
 def with_bad_table(evidence: SnpEvidence) -> SnpEvidence:
     """Return valid evidence with a malformed certificate table."""
     return evidence._replace(certificates=b"1")
@@ -113,6 +118,7 @@ CASES: list[tuple[Callable[[], Any], dict[str, object], str]] = [
         {"get_quote": lambda self, data: Simulator.get_quote(self, data.ljust(64, b"\0")[:64])},
         "test_report_data_of_wrong_size_is_rejected",
     ),
+    (Simulator, {"get_quote": refuse_quote}, "test_quote_contains_report_data"),
     (Simulator, {"read_event_log": lambda _: b""}, "test_event_log_replays_to_quote"),
     (Simulator, {"read_event_log": lambda _: "text"}, "test_event_log_replays_to_quote"),
     (Simulator, {"read_rtmr": lambda *_: bytes(48)}, "test_registers_match_quote"),

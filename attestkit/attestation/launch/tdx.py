@@ -160,7 +160,7 @@ def read_launch(image: TdxImage, vm_config: Mapping[str, Any]) -> TdxLaunch:
         FormatError: If a member is invalid or contradicts the document, memory_size is not above
             the ranges of the document's td_hob, or td_hob is malformed. For an image without
             normalized kernel header, also if memory_size is neither 0x80000000 nor at least
-            0xB0000000: there is no "lite" measurement then.
+            0xB0000000, for which "lite" measurements do not exist.
     """
     memory = strict_json.number_field(vm_config, "memory_size", 63, 0)
     if not image.kernel_header_normalized and memory != _MIN_MEMORY and memory < SPLIT_MEMORY:

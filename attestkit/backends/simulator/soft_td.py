@@ -117,7 +117,7 @@ class StateFolder:
         self._replace_file(REGISTERS, json.dumps(fields).encode() + b"\n")
 
     def forget(self) -> None:
-        """Delete the stored state, because the TD is off; do nothing if there is none.
+        """Delete the stored state, if any, because the TD is off.
 
         Raises:
             BackendError: If the file cannot be deleted.

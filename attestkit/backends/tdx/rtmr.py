@@ -273,7 +273,8 @@ class RtmrAccess:
                 raise BackendError(
                     f"RTMR{register}: extended by another process at the same time: from "
                     f"{before.hex()} to {now.hex()}; the extend by {digest.hex()} may be included "
-                    f"({device_errors.error_name(error)}); let one process extend it, and reboot",
+                    f"({device_errors.error_name(error)}); let one process extend it; "
+                    "reboot if the log no longer replays",
                     reason="register_conflict",
                 ) from error
         return error

@@ -1,6 +1,7 @@
 """A quote with the PCR values and logs that belong to it.
 
-The logs explain the PCRs: the firmware's boot log, and the kernel's IMA list.
+The caller, such as `TpmBackend`, chooses the PCRs. The logs explain them: the firmware's boot log,
+and the kernel's IMA list.
 
 PCRs may be extended between the commands, as IMA does in PCR 10 whenever a program starts. So the
 quote comes first, then the values, then the logs; if the digest of the values is not the quoted

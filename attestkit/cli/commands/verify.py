@@ -1,4 +1,7 @@
-"""`attestkit verify FILE...`: verification of evidence files, and signed results (EAR)."""
+"""`attestkit verify FILE...`: verification of evidence files, and signed results (EAR).
+
+The members of `--json` for a file are those of `FileOutcome.to_dict`.
+"""
 
 import sys
 from collections import Counter

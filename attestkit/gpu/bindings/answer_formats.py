@@ -145,7 +145,7 @@ def read_chutes(
             certificate of the entry.
 
     Raises:
-        FormatError: If the entry is malformed, has no certificate and `spki_sha256` is None, or
+        FormatError: If the entry is malformed, lacks a certificate without `spki_sha256`, or
             `e2e_pubkey` is not ASCII text of up to 8,192 characters.
         UsageError: If an argument has the wrong type, or a nonce or hash the wrong size.
     """

@@ -272,20 +272,13 @@ class HttpProtocol(HttpToolsProtocol):
             self.headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Start the request, unless it exceeds a limit or is not supported.
-
-        Raises:
-            ConnectionError: If the request is refused, or the connection is closing; it stops the
-                parser.
-        """
+        """Start the request, unless it exceeds a limit or is not supported."""
         self._in_head = False
         self._unread = 0
         if self.transport.is_closing():  # the previous response was the last
             raise ConnectionAbortedError
         if self._is_extra:
-            self._send_error(
-                503, f"server: over {self.limits.connections} connections; retry later"
-            )
+            self._send_error(503, f"server: {self.limits.connections} connections; retry later")
         elif len(self.headers) > self.limits.headers:
             self._send_error(431, f"headers: over {self.limits.headers} fields")
         elif self.parser.should_upgrade():  # the parser would drop the body

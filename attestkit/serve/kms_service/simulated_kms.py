@@ -267,7 +267,7 @@ class SimulatedKms:
         """The root keys, for clients to pin. The fault `kms_rollover` changes them.
 
         Raises:
-            UsageError: If there are no keys yet, because the setup is not finished.
+            UsageError: If the setup, which creates the keys, is not finished.
         """
         return self._identity.state.roots.public_root
 
@@ -292,7 +292,7 @@ class SimulatedKms:
         """The certificate of the root CA in PEM.
 
         Raises:
-            UsageError: If there are no keys yet, because the setup is not finished.
+            UsageError: If the setup, which creates the keys, is not finished.
         """
         return self._identity.state.root_pem
 

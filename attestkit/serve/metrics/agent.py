@@ -228,7 +228,7 @@ class AgentMetrics:
 
         Raises:
             BackendError: If the system information cannot be read. Unknown values of GPUs and of
-                the event log are no error.
+                the event log are left out instead.
         """
         await load("psutil", "prometheus_client")
         try:

@@ -186,7 +186,7 @@ def encode(message: "NamedTuple | PreparedResponse[Any] | None") -> Sequence[byt
 def encode_members(message: NamedTuple) -> Iterator[tuple[str, bytes, bytes]]:
     """Yield each member of a response: its name, `,"NAME":`, and its value in JSON.
 
-    Members of UNNUMBERED fields that are None are left out.
+    UNNUMBERED fields without a value (None) are left out.
     """
     for (name, start, write, omit), value in zip(_encoders(type(message)), message, strict=True):
         if value is not None or not omit:

@@ -32,7 +32,7 @@ _MAX_DESCRIPTORS: Final = 256
 def take_sockets(
     environ: MutableMapping[str, str], listeners: Collection[str], *, first: int = FIRST
 ) -> dict[str, socket.socket]:
-    """Return the inherited sockets by the name of their listener; empty if there are none.
+    """Return the inherited sockets by the name of their listener, if any.
 
     Those of another process (`$LISTEN_PID`) are ignored. The sockets become close-on-exec, and the
     variables are removed from `environ`.

@@ -300,7 +300,7 @@ class KeyProvider:
     """Required key provider of an application: its name, its id, or both, as in `AppInfo`.
 
     Raises:
-        UsageError: If both are None, or one is empty or has the wrong type.
+        UsageError: If both are missing, or one is empty or has the wrong type.
     """
 
     name: str | None = None  # none, local-sgx, kms, tpm

@@ -314,6 +314,15 @@ def test_sign_ear_before_verification_raises_usage_error() -> None:
     assert read(sign_ear(result, ED25519, now=NOW + second)).issued_at == NOW + second
 
 
+def test_sign_ear_error_names_the_time_before_1970() -> None:
+    """The text begins with the argument or field whose time is too early."""
+    early = datetime(1969, 12, 31, tzinfo=timezone.utc)
+    with raises(UsageError, "out_of_range", start="verified_at: "):
+        sign_ear(create_small_result(verified_at=early), ED25519)
+    with raises(UsageError, "out_of_range", start="now: "):
+        sign_ear(create_small_result(nonce=NONCE), ED25519, now=early)
+
+
 def test_sign_ear_long_after_verification_raises_usage_error() -> None:
     """A stored result is not signed as if its evidence had been verified now."""
     result, hour = create_small_result(nonce=NONCE), timedelta(hours=1)

@@ -300,7 +300,7 @@ def _check_usage(named: tuple[str, PathCertificate], usages: frozenset[str]) -> 
 
 
 def name_of(certificate: PathCertificate) -> str:
-    """Return the common name of the subject in quotes, for errors; `''` without one."""
+    """Return the subject's common name in quotes, for errors; an empty pair of quotes without."""
     return shown(_common_name(certificate.subject))
 
 

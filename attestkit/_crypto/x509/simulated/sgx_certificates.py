@@ -141,7 +141,7 @@ def issue_crl(
 def chain_window(pem: str) -> Window:
     """Return the period in which all certificates of a PEM chain are valid.
 
-    If there is none, its start is after its end.
+    Without a common period, its start is after its end.
 
     Raises:
         FormatError: If the chain is empty or a certificate is malformed.

@@ -446,7 +446,8 @@ def _fetched(body: bytes, what: str, read: Callable[[bytes], _Read]) -> _Read:
         [der] = _split(body)
         return read(der)
     except (FormatError, ValueError) as error:  # ValueError: several blocks of PEM
-        message = f"fetched {what} of an issuer: malformed, or more than one; try again"
+        problem = f"malformed: {error}" if isinstance(error, FormatError) else "more than one"
+        message = f"fetched {what} of an issuer: {problem}; try again"
         reason: CollateralReason = "crl_malformed" if what == "CRL" else "cert_malformed"
         raise CollateralError(message, reason=reason) from error
 

@@ -311,7 +311,7 @@ def _exchange(state: TpmState, key: PrimaryKey, point: bytes) -> bytes:
 
 
 def run_flush_context(call: CommandCall) -> CommandReply:
-    """Run TPM2_FlushContext; the handle is a parameter."""
+    """Run TPM2_FlushContext; the handle is in the parameters, not in the handle area."""
     handle = call.reader.next().u32()
     if not call.state.is_context(handle):
         raise call.reader.error(codes.RC_VALUE)
